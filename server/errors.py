@@ -1,0 +1,83 @@
+"""Every error that can reach a user: each class is one HTTP status and one error code.
+
+The shape on the wire is OpenAI's: {"error": {"message", "type", "param", "code"}}.
+
+    LoraplexError
+    ├── InvalidRequest            400  a field is missing, of the wrong type, out of range or not supported
+    │   └── ContextLengthExceeded 400
+    ├── ModelNotFound             404
+    ├── BodyTooLarge              413
+    ├── AdapterInvalid            422  an adapter fails the checks made when it is loaded
+    ├── QueueFull                 429
+    ├── EngineFailed              500  the engine failed while it worked on this request
+    ├── NotReady                  503  the engine is starting, or was restarted under this request
+    └── BundleInvalid                  never on the wire: the server does not start
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LoraplexError(Exception):
+    """Base of all errors that carry a message for a user. `param` names the request field at fault."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        """Seconds after which a retry makes sense; None where it does not."""
+
+
+class InvalidRequest(LoraplexError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(LoraplexError):
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(LoraplexError):
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class AdapterInvalid(LoraplexError):
+    status = 422
+    type = "invalid_request_error"
+    code = "adapter_invalid"
+
+
+class QueueFull(LoraplexError):
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class EngineFailed(LoraplexError):
+    status = 500
+    code = "engine_failed"
+
+
+class NotReady(LoraplexError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "not_ready"
+
+
+class BundleInvalid(LoraplexError):
+    code = "bundle_invalid"
