@@ -45,6 +45,16 @@ class Quantization(Struct, frozen=True, forbid_unknown_fields=True):
     group_size: Positive | None = None
 
 
+class Sampling(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Sampling defaults of a base or an adapter; None leaves the choice to what lies beneath: base, then server."""
+
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    max_tokens: Positive | None = None
+
+
 class Base(Struct, frozen=True, forbid_unknown_fields=True):
     """The one model that every adapter of a bundle belongs to.
 
@@ -63,16 +73,7 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True):
     projections: dict[str, tuple[Positive, Positive]]
     """(in_features, out_features) by projection name."""
     description: str = ""
-
-
-class Sampling(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An adapter's own sampling defaults; what is None stays the server's default."""
-
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
-    max_tokens: Positive | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class AdapterManifest(Struct, frozen=True, forbid_unknown_fields=True):

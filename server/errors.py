@@ -3,8 +3,11 @@
 The shape on the wire is OpenAI's: {"error": {"message", "type", "param", "code"}}.
 
     LoraplexError
-    ├── InvalidRequest            400  a field is missing, of the wrong type, out of range or not supported
-    │   └── ContextLengthExceeded 400
+    ├── InvalidRequest            400  a field is missing, of the wrong type or out of range
+    │   ├── ContextLengthExceeded 400
+    │   ├── MalformedJSON         400
+    │   ├── UnknownParameter      400  no such field
+    │   └── UnsupportedParameter  400  a field that this server cannot honour
     ├── ModelNotFound             404
     ├── BodyTooLarge              413
     ├── AdapterInvalid            422  an adapter fails the checks made when it is loaded
@@ -42,6 +45,18 @@ class InvalidRequest(LoraplexError):
 
 class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
+
+
+class MalformedJSON(InvalidRequest):
+    code = "invalid_json"
+
+
+class UnknownParameter(InvalidRequest):
+    code = "unknown_parameter"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
 
 
 class ModelNotFound(LoraplexError):

@@ -1,0 +1,106 @@
+"""POST /v1/completions: plain prompts, as text or as token ids, one or several."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from loraplex.server.api.answer import Answer, include_usage, sampling, stop_strings
+from loraplex.server.api.body import read
+from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
+from loraplex.server.api.stream import EventStream, event, events, json_response, unless_disconnected
+from loraplex.server.errors import InvalidRequest
+from loraplex.server.generation import Job, token_budget
+from loraplex.server.serving import Serving, serving
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for this endpoint."""
+
+
+async def completions(request: Request) -> Response:
+    server = serving(request)
+    arrived = time.perf_counter()
+    body = await read(request, CompletionRequest, server.settings.max_body_bytes)
+    with_usage = include_usage(body)
+    answer = Answer(server, await _jobs(server, body, arrived), "cmpl")
+    if body.stream:
+        return EventStream(events(_chunks(answer, with_usage)), answer.close, server.settings.drain_timeout)
+    try:
+        return await unless_disconnected(request, _complete(answer))
+    finally:
+        answer.close()
+
+
+async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> list[Job]:
+    model = server.registry.get(body.model)
+    prompts = await _prompts(server, body)
+    count = body.n or 1
+    if len(prompts) * count > MAX_CHOICES:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with n={count} make more than {MAX_CHOICES} choices: send fewer at once", param="n"
+        )
+    defaults = (each.max_tokens for each in model.sampling)
+    wanted = next((limit for limit in (body.max_tokens, *defaults) if limit is not None), None)
+    stop = stop_strings(body)
+    jobs = []
+    for prompt in prompts:
+        budget = token_budget(len(prompt), wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt")
+        jobs += [
+            Job(model, prompt, budget, sampling(body, model, choice), stop, arrived, continues_prompt=True)
+            for choice in range(count)
+        ]
+    return jobs
+
+
+async def _prompts(server: Serving, body: CompletionRequest) -> list[list[int]]:
+    """Token ids of every prompt. Raises InvalidRequest for empty ones and for ids out of range."""
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts: list[list[int]]
+    if all(isinstance(item, int) for item in given):
+        prompts = [[item for item in given if isinstance(item, int)]]
+    elif all(isinstance(item, str) for item in given):
+        prompts = [await server.text.encode(str(item), add_special_tokens=True) for item in given]
+    elif all(isinstance(item, list) for item in given):
+        prompts = [item for item in given if isinstance(item, list)]
+    else:
+        raise InvalidRequest("prompt mixes texts, token ids and lists of token ids: use one of them", param="prompt")
+    vocab_size = server.bundle.manifest.base.vocab_size
+    for prompt in prompts:
+        if not prompt:
+            raise InvalidRequest("prompt is empty: it needs at least one token", param="prompt")
+        if wrong := next((token for token in prompt if not 0 <= token < vocab_size), None):
+            raise InvalidRequest(
+                f"token id {wrong} is out of range: this model has ids 0 to {vocab_size - 1}", param="prompt"
+            )
+    return prompts
+
+
+async def _complete(answer: Answer) -> Response:
+    choices = [CompletionChoice(index, text, finish) for index, (text, finish) in enumerate(await answer.collect())]
+    return json_response(_completion(answer, choices, answer.usage()))
+
+
+async def _chunks(answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+    async with aclosing(answer.deltas()) as deltas:
+        async for index, delta in deltas:
+            if delta.text or delta.finish:
+                choice = CompletionChoice(index, delta.text, delta.finish)
+                yield event(_completion(answer, [choice], None if with_usage else UNSET))
+    if with_usage:
+        yield event(_completion(answer, [], answer.usage()))
+
+
+def _completion(answer: Answer, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:
+    return Completion(
+        id=answer.id,
+        created=answer.created,
+        model=answer.model,
+        choices=choices,
+        usage=usage,
+        system_fingerprint=answer.fingerprint,
+    )

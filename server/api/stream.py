@@ -1,0 +1,124 @@
+"""Answers as they leave: one JSON body, or server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from loraplex.server.api.schema import ErrorBody, ErrorResponse
+from loraplex.server.errors import LoraplexError
+from loraplex.server.generation import Delta
+
+DONE = b"data: [DONE]\n\n"
+PING_SECONDS = 15
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; only logs ever see it."""
+
+_encoder = msgspec.json.Encoder()
+
+
+def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encoder.encode(content), status, headers, "application/json")
+
+
+def error_response(error: LoraplexError) -> Response:
+    """An error in OpenAI's shape."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    return json_response(error_body(error), error.status, headers)
+
+
+def error_body(error: LoraplexError) -> ErrorResponse:
+    return ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code))
+
+
+def event(chunk: object) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _encoder.encode(chunk) + b"\n\n"
+
+
+class EventStream(EventSourceResponse):
+    """A streamed answer. `finish` is called however it ends, even before it began."""
+
+    def __init__(self, events: AsyncIterator[bytes], finish: Callable[[], None], drain_timeout: float) -> None:
+        super().__init__(events, ping=PING_SECONDS, shutdown_grace_period=drain_timeout)
+        self._finish = finish
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._finish()
+
+
+async def events(chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """Chunks with the end that OpenAI's clients expect; an error becomes an event, since the status is out already."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield chunk
+    except LoraplexError as error:
+        yield event(error_body(error))
+    yield DONE
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Do the work, or stop it as soon as the client goes away. The body must have been read."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        for each in (task, watch):
+            each.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[tuple[int, Delta], None]:
+    """The deltas of several choices as they come, each with its index. The first error ends all."""
+    if len(choices) == 1:  # by far the most common, and spared a task and a queue
+        async with aclosing(choices[0]) as only:
+            async for delta in only:
+                yield 0, delta
+        return
+    arrived: asyncio.Queue[tuple[int, Delta | LoraplexError | None]] = asyncio.Queue()
+
+    async def pump(index: int, choice: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with aclosing(choice):
+                async for delta in choice:
+                    arrived.put_nowait((index, delta))
+            arrived.put_nowait((index, None))
+        except LoraplexError as error:
+            arrived.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(pump(index, choice)) for index, choice in enumerate(choices)]
+    try:
+        running = len(tasks)
+        while running:
+            index, item = await arrived.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, LoraplexError):
+                raise item
+            else:
+                yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,70 @@
+"""The command `loraplex`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from importlib.metadata import version
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from cyclopts import App
+from cyclopts.config import Env
+
+from loraplex.server.bundle import Bundle
+from loraplex.server.errors import LoraplexError
+from loraplex.server.run import run
+from loraplex.server.settings import Settings
+
+app = App(
+    name="loraplex",
+    help="Serve many LoRA adapters of one model with ONNX Runtime GenAI.",
+    version=version("loraplex"),
+    config=Env("LORAPLEX_", command=False),
+)
+
+DEMO_REQUESTS = """
+Ask the travel adapter:
+
+  curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
+    "model": "travel", "messages": [{{"role": "user", "content": "What should I see in Paris?"}}]}}'
+
+Ask the tone adapter, streaming:
+
+  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
+    "model": "tone", "stream": true, "messages": [{{"role": "user", "content": "I lost my keys and cried all night."}}]}}'
+"""
+
+
+@app.command
+def serve(bundle: Path, *, settings: Settings | None = None) -> None:
+    """Serve a bundle over the OpenAI API until SIGTERM or Ctrl-C.
+
+    Parameters
+    ----------
+    bundle
+        Folder written by `loraplex build`.
+    """
+    _serve(bundle, settings or Settings())
+
+
+@app.command
+def demo(*, settings: Settings | None = None) -> None:
+    """Serve the demo bundle: a toy model with three adapters, for trying things out."""
+    with as_file(files("loraplex.adapters") / "demo") as bundle:
+        _serve(bundle, settings or Settings(), DEMO_REQUESTS)
+
+
+def _serve(bundle: Path, settings: Settings, welcome: str | None = None) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        asyncio.run(run(Bundle.open(bundle), settings, welcome))
+    except LoraplexError as error:
+        sys.exit(f"loraplex: {error.message}")
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,36 @@
+"""What every lane can do. A lane runs sequences of one base under several adapters; it is driven by one thread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.messages import Output, Submit
+
+
+class Lane(Protocol):
+    """One way to run the base with adapters.
+
+    Errors of one sequence are its own: `submit` and `step` report them as its last Output, and raise only if nothing
+    can go on.
+    """
+
+    name: str
+    device: str
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+
+    def submit(self, request: Submit) -> None:
+        """Take a sequence on; its first tokens come out of a later `step`."""
+
+    def step(self) -> list[Output]:
+        """Advance the running sequences; one bounded amount of work."""
+
+    def cancel(self, sequence: int) -> None:
+        """Drop a sequence and free its memory; unknown ones are ignored."""
+
+    def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
+        """Make a checked adapter available under a new name. Raises AdapterInvalid."""

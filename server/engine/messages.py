@@ -1,0 +1,128 @@
+"""What the API process and the engine process say to each other.
+
+Messages are msgpack-encoded structs (https://jcristharif.com/msgspec), each preceded by its length in bytes as a
+big-endian uint32. Commands go down the engine's standard input; reports come up its standard output. Token ids are
+plain ints; texts never cross this border.
+"""
+
+from __future__ import annotations
+
+from struct import Struct as Layout
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from loraplex.server.bundle import AdapterManifest, Base
+
+HEADER = Layout(">I")
+
+Finish = Literal["stop", "length"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Sampling(Struct, frozen=True, array_like=True):
+    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave every token in."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    """0 .. 2**31 - 1."""
+
+
+class Start(Struct, tag=True, frozen=True):
+    """The first command: load the base found in `folder`."""
+
+    folder: str
+    base: Base
+    device: Device
+    threads: int
+    prefill_chunk: int
+    telemetry: bool
+
+
+class LoadAdapter(Struct, tag=True, frozen=True):
+    """Check the adapter in `folder` and make it available; answered by AdapterLoaded or AdapterRefused."""
+
+    name: str
+    folder: str
+
+
+class Submit(Struct, tag=True, frozen=True):
+    """Generate one sequence. The prompt is validated: its ids are in range and it leaves room for max_tokens."""
+
+    sequence: int
+    adapter: str | None
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+
+
+class Cancel(Struct, tag=True, frozen=True):
+    """Stop a sequence, of which nothing more is reported; unknown and finished ones are ignored."""
+
+    sequence: int
+
+
+class Started(Struct, tag=True, frozen=True):
+    """The base is loaded."""
+
+    lane: str
+    device: str
+    threads: int
+    versions: dict[str, str]
+
+
+class StartFailed(Struct, tag=True, frozen=True):
+    """The base cannot be loaded; the engine process ends."""
+
+    message: str
+
+
+class AdapterLoaded(Struct, tag=True, frozen=True):
+    name: str
+    manifest: AdapterManifest
+
+
+class AdapterRefused(Struct, tag=True, frozen=True):
+    name: str
+    message: str
+
+
+class Output(Struct, frozen=True, array_like=True):
+    """What one sequence gained in a step. With `finish` or `error` set it is the sequence's last."""
+
+    sequence: int
+    tokens: list[int]
+    finish: Finish | None = None
+    error: str | None = None
+
+
+class Step(Struct, tag=True, frozen=True):
+    """Everything one step of the engine produced, in one message."""
+
+    outputs: list[Output]
+
+
+Command = Start | LoadAdapter | Submit | Cancel
+Report = Started | StartFailed | AdapterLoaded | AdapterRefused | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def pack(message: Command | Report) -> bytes:
+    """One message with its length in front, ready to write."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def unpack_command(body: bytes) -> Command:
+    return _commands.decode(body)
+
+
+def unpack_report(body: bytes) -> Report:
+    return _reports.decode(body)

@@ -1,0 +1,148 @@
+"""The engine process: owns the model, its adapters and every running sequence.
+
+It is a process of its own because onnxruntime-genai holds Python's GIL for the whole of a forward pass, and because a
+crash in native code must not take the API down. It ends when its standard input does, that is, when its parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from loraplex.server.engine.messages import (
+    HEADER,
+    AdapterLoaded,
+    AdapterRefused,
+    Cancel,
+    Command,
+    LoadAdapter,
+    Output,
+    Report,
+    Start,
+    Started,
+    StartFailed,
+    Step,
+    Submit,
+    pack,
+    unpack_command,
+)
+from loraplex.server.errors import LoraplexError
+
+STOP_AFTER = 5.0
+"""Seconds a step may still take after the parent is gone."""
+
+
+class Border:
+    """The engine's end of the two pipes; commands are read by a thread of their own."""
+
+    def __init__(self) -> None:
+        # Native libraries print to standard output; the reports get a descriptor that no one else knows.
+        self._out = os.dup(1)
+        os.dup2(2, 1)
+        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def _read(self) -> None:
+        stream = sys.stdin.buffer
+        while len(header := stream.read(HEADER.size)) == HEADER.size:
+            (length,) = HEADER.unpack(header)
+            if len(body := stream.read(length)) < length:
+                break
+            self._commands.put(unpack_command(body))
+        self._commands.put(None)
+        threading.Timer(STOP_AFTER, os._exit, (1,)).start()
+
+    def receive(self, wait: bool) -> Command | None:
+        """The next command; None once the parent is gone. Raises queue.Empty when there is none and `wait` is False."""
+        return self._commands.get(block=wait)
+
+    def send(self, report: Report) -> None:
+        """Write one report; raises BrokenPipeError once the parent is gone."""
+        data = memoryview(pack(report))
+        while data:
+            data = data[os.write(self._out, data) :]
+
+
+def serve(border: Border) -> None:
+    """Run until the parent closes the pipe."""
+    start = border.receive(wait=True)
+    if not isinstance(start, Start):
+        return
+    if not start.telemetry:
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        # Imported late: the telemetry choice must stand before onnxruntime-genai is loaded.
+        from loraplex.server.engine.adapter_file import check_adapter
+        from loraplex.server.engine.generator import GeneratorLane
+
+        lane = GeneratorLane(
+            Path(start.folder), device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk
+        )
+    except ImportError as error:
+        border.send(StartFailed(f"{error}; install loraplex[cpu] or loraplex[cuda]"))
+        return
+    except LoraplexError as error:
+        border.send(StartFailed(error.message))
+        return
+    border.send(Started(lane.name, lane.device, start.threads, _versions()))
+    while True:
+        try:
+            command = border.receive(wait=not lane.busy)
+        except Empty:
+            outputs: list[Output] = lane.step()
+            if outputs:
+                border.send(Step(outputs))
+            continue
+        match command:
+            case None:
+                return
+            case Submit():
+                lane.submit(command)
+            case Cancel():
+                lane.cancel(command.sequence)
+            case LoadAdapter(name, folder):
+                try:
+                    manifest = check_adapter(Path(folder), start.base)
+                    lane.load_adapter(name, Path(folder), manifest)
+                except LoraplexError as error:
+                    border.send(AdapterRefused(name, error.message))
+                else:
+                    border.send(AdapterLoaded(name, manifest))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("loraplex", "onnxruntime-genai", "onnxruntime-genai-cuda", "onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    # Ctrl-C reaches the whole process group; the API process decides when the engine ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Native calls hold the GIL, so the reading thread gets it only in between: let it ask early.
+    sys.setswitchinterval(0.0005)
+    code = 0
+    try:
+        serve(Border())
+    except BrokenPipeError:
+        pass
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    # Nothing is left to save, and destructors of native libraries at exit are where they crash.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""One sequence from its prompt to its last piece of text: waits for a slot, drives the engine, makes text of tokens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Literal
+
+from msgspec import Struct
+
+from loraplex.server.admission import Admission, Ticket
+from loraplex.server.engine.client import EngineClient
+from loraplex.server.engine.messages import Finish, Output, Sampling
+from loraplex.server.errors import ContextLengthExceeded, LoraplexError
+from loraplex.server.metrics import Metrics
+from loraplex.server.registry import Model
+from loraplex.server.text.detokenizer import Detokenizer
+from loraplex.server.text.stop import StopStrings
+from loraplex.server.text.tokenizer import Text
+
+
+class Job(Struct, frozen=True):
+    """One sequence to generate; everything in it is validated."""
+
+    model: Model
+    prompt: list[int]
+    max_tokens: int
+    sampling: Sampling
+    stop: list[str]
+    arrived: float
+    """time.perf_counter() at the arrival of the request."""
+    continues_prompt: bool
+    """The text goes on where the prompt ends, rather than starting an answer of its own."""
+
+
+class Delta(Struct, frozen=True):
+    """A piece of an answer. The last one has `finish`; text and `tokens` may be empty or 0 in any."""
+
+    text: str
+    tokens: int
+    finish: Finish | None = None
+
+
+class Generation:
+    """Runs jobs."""
+
+    def __init__(self, engine: EngineClient, admission: Admission, text: Text, metrics: Metrics) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._text = text
+        self._metrics = metrics
+
+    async def run(self, job: Job, ticket: Ticket) -> AsyncGenerator[Delta, None]:
+        """The answer as it comes; closing the iterator cancels the work. Releases the ticket.
+
+        Raises NotReady or EngineFailed.
+        """
+        clock = _Clock(self._metrics, job)
+        decoding = _Decoding(self._text, job)
+        ended: Literal["stop", "length", "error", "cancelled"] = "cancelled"
+        try:
+            await ticket.admitted.wait()
+            async with self._engine.generate(
+                job.prompt, adapter=job.model.adapter, max_tokens=job.max_tokens, sampling=job.sampling
+            ) as stream:
+                async for output in stream:
+                    delta = decoding.decode(output)
+                    clock.tokens(delta.tokens)
+                    if delta.finish:
+                        ended = delta.finish
+                    yield delta
+                    if delta.finish:
+                        return
+        except LoraplexError:
+            ended = "error"
+            raise
+        finally:
+            self._admission.release(ticket)
+            clock.end(ended)
+
+
+class _Decoding:
+    """Outputs of the engine to deltas: detokenizes and looks for stop strings."""
+
+    def __init__(self, text: Text, job: Job) -> None:
+        before = job.prompt[-8:] if job.continues_prompt else ()
+        self._detokenizer = Detokenizer(text.tokenizer, before)
+        self._stop = StopStrings(job.stop)
+
+    def decode(self, output: Output) -> Delta:
+        # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
+        visible = output.tokens[:-1] if output.finish == "stop" else output.tokens
+        text = ""
+        for count, token in enumerate(visible, 1):
+            text += self._stop.feed(self._detokenizer.decode([token]))
+            if self._stop.stopped:
+                return Delta(text, count, "stop")
+        if output.finish:
+            text += self._stop.flush()
+        return Delta(text, len(output.tokens), output.finish)
+
+
+class _Clock:
+    """Times one sequence for the metrics."""
+
+    def __init__(self, metrics: Metrics, job: Job) -> None:
+        adapter = job.model.name
+        self._arrived = job.arrived
+        self._last: float | None = None
+        self._adapter = adapter
+        self._requests = metrics.requests
+        self._first_token = metrics.time_to_first_token.labels(adapter)
+        self._inter_token = metrics.inter_token_latency.labels(adapter)
+        self._end_to_end = metrics.end_to_end_latency.labels(adapter)
+        self._generated = metrics.generation_tokens.labels(adapter)
+        metrics.prompt_tokens.labels(adapter).inc(len(job.prompt))
+
+    def tokens(self, count: int) -> None:
+        if count == 0:
+            return
+        now = time.perf_counter()
+        if self._last is None:
+            self._first_token.observe(now - self._arrived)
+        else:
+            self._inter_token.observe((now - self._last) / count)
+        self._last = now
+        self._generated.inc(count)
+
+    def end(self, how: str) -> None:
+        self._requests.labels(self._adapter, how).inc()
+        self._end_to_end.observe(time.perf_counter() - self._arrived)
+
+
+def token_budget(prompt: int, wanted: int | None, default: int, context: int, param: str) -> int:
+    """How many tokens may be generated after a prompt of `prompt` tokens. Raises ContextLengthExceeded."""
+    if prompt >= context:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens. "
+            "Shorten the prompt",
+            param=param,
+        )
+    if wanted is None:
+        return min(default, context - prompt)
+    if prompt + wanted > context:
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens, but {prompt + wanted} were requested: {prompt} "
+            f"in the prompt and {wanted} for the answer. Shorten the prompt or lower max_tokens",
+            param=param,
+        )
+    return wanted

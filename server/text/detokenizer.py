@@ -1,0 +1,32 @@
+"""Token ids to text, as they arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+
+class Detokenizer:
+    """Text of one sequence; a character is given out once all of its tokens are there.
+
+    `before` are ids in front of the first one, which some decoders need to get the space between words right.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(ids=list(before), skip_special_tokens=True)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text these tokens complete; bytes of an unfinished character are kept for the next call."""
+        return "".join(self._decode(token) for token in tokens)
+
+    def _decode(self, token: int) -> str:
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception:
+            # The stream gives up when a token changes text that it gave out already (invalid byte sequences do that).
+            # Nothing is lost: what it held back was not valid text.
+            self._stream = DecodeStream(skip_special_tokens=True)
+            return self._stream.step(self._tokenizer, token) or ""

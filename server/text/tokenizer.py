@@ -1,0 +1,73 @@
+"""The base's tokenizer and chat template, read from the files that stand beside the graph."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from loraplex.server.errors import BundleInvalid
+from loraplex.server.text.template import ChatTemplate
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Text:
+    """Text in, token ids out."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja. Raises BundleInvalid."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise BundleInvalid(f"{folder} has no tokenizer.json: build the bundle again with a fast tokenizer")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BundleInvalid(f"{path} cannot be read: {error}") from None
+        # A tokenizer.json may cut or pad what it encodes; a server must do neither.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        config = _read_json(folder / "tokenizer_config.json")
+        self._special_tokens = {name: text for name in SPECIAL_TOKENS if (text := _text(config.get(name)))}
+        source = _chat_template(folder, config)
+        self.template = None if source is None else ChatTemplate(source, self._special_tokens)
+
+    def adapter_template(self, path: Path) -> ChatTemplate:
+        """An adapter's own template. Raises BundleInvalid."""
+        return ChatTemplate(path.read_text("utf-8"), self._special_tokens)
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids; long texts are encoded without blocking the event loop."""
+        encoding = await self.tokenizer.async_encode(text, add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):  # several by name: https://huggingface.co/docs/transformers/chat_templating
+        found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
+    return found if isinstance(found, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BundleInvalid(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise BundleInvalid(f"{path} is not a JSON object")
+    return content
+
+
+def _text(token: object) -> str | None:
+    """A special token stands in the file as a string or as an object with its content."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
