@@ -33,12 +33,13 @@ Ask the travel adapter:
 Ask the tone adapter, streaming:
 
   curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
-    "model": "tone", "stream": true, "messages": [{{"role": "user", "content": "I lost my keys and cried all night."}}]}}'
+    "model": "tone", "stream": true,
+    "messages": [{{"role": "user", "content": "I lost my keys and cried all night."}}]}}'
 """
 
 
 @app.command
-def serve(bundle: Path, *, settings: Settings | None = None) -> None:
+def serve(bundle: Path, /, *, settings: Settings | None = None) -> None:
     """Serve a bundle over the OpenAI API until SIGTERM or Ctrl-C.
 
     Parameters

@@ -14,7 +14,8 @@ The shape on the wire is OpenAI's: {"error": {"message", "type", "param", "code"
     ├── QueueFull                 429
     ├── EngineFailed              500  the engine failed while it worked on this request
     ├── NotReady                  503  the engine is starting, or was restarted under this request
-    └── BundleInvalid                  never on the wire: the server does not start
+    ├── BundleInvalid                  never on the wire: the server does not start
+    └── CannotListen                   likewise
 """
 
 from __future__ import annotations
@@ -96,3 +97,7 @@ class NotReady(LoraplexError):
 
 class BundleInvalid(LoraplexError):
     code = "bundle_invalid"
+
+
+class CannotListen(LoraplexError):
+    code = "cannot_listen"

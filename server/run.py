@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
 from loraplex.server.app import create_app
 from loraplex.server.bundle import Bundle
+from loraplex.server.errors import CannotListen
 from loraplex.server.serving import open_serving
 from loraplex.server.settings import Settings
 
@@ -24,8 +26,17 @@ CUT_GRACE = 2
 class Server(uvicorn.Server):
     """uvicorn's server, which ends with status 0 after a signal: uvicorn itself raises the signal again.
 
-    A first SIGTERM or SIGINT drains, a second one of either stops at once.
+    A first SIGTERM or SIGINT drains, a second one of either stops at once. `on_start` is called once it listens.
     """
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -55,30 +66,44 @@ class Server(uvicorn.Server):
 async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) -> None:
     """Serve until a signal. `welcome` is printed once requests are answered, with {url} filled in.
 
-    Raises BundleInvalid and AdapterInvalid before anything is answered; exits with status 1 if the port is taken.
+    Raises CannotListen, BundleInvalid and AdapterInvalid before anything is answered.
     """
+    # Bound before the model is loaded, so that a taken port is said at once.
+    listener = _bind(settings.host, settings.port)
+    # What uvicorn says of its own start and stop is said below, with the models.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app=_not_started,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=settings.drain_timeout + CUT_GRACE,
     )
-    # Bound before the model is loaded, so that a taken port is said at once.
-    socket = config.bind_socket()
     try:
         async with open_serving(settings, bundle) as serving:
             config.app = create_app(serving)
-            url = f"http://{settings.host}:{socket.getsockname()[1]}"
-            names = ", ".join(model.name for model in serving.registry)
-            logger.info("ready on %s; models: %s", url, names)
-            if welcome:
-                print(welcome.format(url=url), flush=True)
-            await Server(config).serve(sockets=[socket])
+
+            def announce() -> None:
+                url = f"http://{settings.host}:{listener.getsockname()[1]}"
+                logger.info("ready on %s; models: %s", url, ", ".join(model.name for model in serving.registry))
+                if welcome:
+                    print(welcome.format(url=url), flush=True)
+
+            await Server(config, announce).serve(sockets=[listener])
     finally:
-        socket.close()
+        listener.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: until the server is ready, connections are refused."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listener
 
 
 async def _not_started(*_: object) -> None:

@@ -7,17 +7,16 @@ only inside the first forward pass. Everything that can be told without a forwar
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loraplex.server.bundle import AdapterManifest, Base, Dtype, inside, read_adapter_manifest, sha256
 from loraplex.server.errors import AdapterInvalid, BundleInvalid
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-from onnxruntime import AdapterFormat, OrtValue
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
 
 _ELEMENT_TYPES: dict[str, Dtype] = {
     "tensor(float)": "float32",
@@ -69,6 +68,9 @@ def check_adapter(folder: Path, base: Base) -> AdapterManifest:
 
 
 def _check_tensors(name: str, path: Path, manifest: AdapterManifest, base: Base) -> None:
+    # Imported late: whoever starts the process decides about onnxruntime's telemetry before it is loaded.
+    from onnxruntime import AdapterFormat
+
     try:
         # The values are views of memory that the returned object owns.
         tensors = AdapterFormat.read_adapter(str(path)).get_parameters()

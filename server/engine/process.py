@@ -74,6 +74,15 @@ def serve(border: Border) -> None:
     start = border.receive(wait=True)
     if not isinstance(start, Start):
         return
+    versions = _versions()
+    if "onnxruntime-genai" in versions and "onnxruntime-genai-cuda" in versions:
+        border.send(
+            StartFailed(
+                "loraplex[cpu] and loraplex[cuda] are both installed and overwrite each other: make a new environment "
+                "with one of them"
+            )
+        )
+        return
     if not start.telemetry:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
@@ -90,7 +99,7 @@ def serve(border: Border) -> None:
     except LoraplexError as error:
         border.send(StartFailed(error.message))
         return
-    border.send(Started(lane.name, lane.device, start.threads, _versions()))
+    border.send(Started(lane.name, lane.device, start.threads, versions))
     while True:
         try:
             command = border.receive(wait=not lane.busy)
@@ -127,8 +136,10 @@ def _versions() -> dict[str, str]:
 
 
 def main() -> None:
-    # Ctrl-C reaches the whole process group; the API process decides when the engine ends.
+    # Ctrl-C, and a service manager's SIGTERM, reach every process of the server; the API process decides when the
+    # engine ends, since streams may still have to drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Native calls hold the GIL, so the reading thread gets it only in between: let it ask early.
     sys.setswitchinterval(0.0005)
     code = 0

@@ -1,0 +1,108 @@
+"""A real server process, started and stopped as a user would."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+
+START_TIMEOUT = 60.0
+
+
+@dataclass
+class ServerProcess:
+    """`loraplex serve` on a free port of loopback, its log in a file."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    @property
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def engine(self) -> psutil.Process:
+        """The engine process."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and decoded body; text where it is not JSON."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as response:
+                status, body = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            status, body = error.code, error.read()
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, body.decode()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One sample of /metrics; 0.0 while it has not been seen."""
+        _, text = self.get("/metrics")
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in text.splitlines():
+            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+            if match and set((match[1] or "").split(",")) - {""} == wanted:
+                return float(match[2])
+        return 0.0
+
+    def wait_for(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a metric has this value; fail after 10 s."""
+        deadline = time.monotonic() + 10
+        while (found := self.metric(name, **labels)) != value:
+            assert time.monotonic() < deadline, f"{name}{labels} is {found}, not {value}"
+            time.sleep(0.02)
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
+        """Signal the server and return its exit status."""
+        self.process.send_signal(signum)
+        return self.process.wait(30)
+
+
+@contextmanager
+def serving(bundle: Path, log: Path, *flags: str) -> Iterator[ServerProcess]:
+    """Start a server, wait until it is ready, and stop it in the end."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command(bundle, *flags), stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield ServerProcess(process, _ready(process, log), log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def command(bundle: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "loraplex.server", "serve", str(bundle), "--port", "0", *flags]
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        if match := re.search(r"ready on (http://\S+);", log.read_text()):
+            return match[1]
+        assert process.poll() is None, f"the server ended with status {process.returncode}:\n{log.read_text()}"
+        time.sleep(0.02)
+    raise AssertionError(f"the server was not ready within {START_TIMEOUT:.0f} s:\n{log.read_text()}")

@@ -1,0 +1,198 @@
+"""Every bad request gets a clear refusal in OpenAI's shape, and costs nobody else anything."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.conftest import TinyBundle
+from tests.server.process import ServerProcess, serving
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "w10"}]
+DROP = object()
+
+
+def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    """Status and the error object of an answer that must be a refusal."""
+    request = urllib.request.Request(server.url + path, body, {"content-type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request, timeout=30)
+    with refusal.value as response:
+        content = json.loads(response.read())
+    assert set(content) == {"error"}
+    error = content["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    return refusal.value.code, error
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "code"),
+    [
+        ({"model": DROP}, "model", "invalid_value"),
+        ({"model": 7}, "model", "invalid_value"),
+        ({"messages": DROP}, "messages", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": "hello"}, "messages", "invalid_value"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        ({"temperature": -0.1}, "temperature", "invalid_value"),
+        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"temperature": "warm"}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": 1.1}, "top_p", "invalid_value"),
+        ({"top_k": -2}, "top_k", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"seed": 1.5}, "seed", "invalid_value"),
+        ({"seed": 2**63}, "seed", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
+        ({"stop": [""]}, "stop[0]", "invalid_value"),
+        ({"stream": "yes"}, "stream", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
+        ({"stream": True, "stream_options": {"verbose": True}}, "stream_options.verbose", "unknown_parameter"),
+        ({"temprature": 1}, "temprature", "unknown_parameter"),
+        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
+        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"max_tokens": 300}, "messages", "context_length_exceeded"),
+    ],
+)
+def test_a_bad_chat_request_is_refused(
+    tiny_server: ServerProcess, changes: dict[str, Any], param: str, code: str
+) -> None:
+    body = {"model": "small", "messages": MESSAGES} | changes
+    status, error = post(tiny_server, CHAT, json.dumps({k: v for k, v in body.items() if v is not DROP}).encode())
+    assert (status, error["param"], error["code"]) == (400, param, code)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "code"),
+    [
+        ({"prompt": DROP}, "prompt", "invalid_value"),
+        ({"prompt": []}, "prompt", "invalid_value"),
+        ({"prompt": [[]]}, "prompt", "invalid_value"),
+        ({"prompt": [1, "a"]}, "prompt", "invalid_value"),
+        ({"prompt": [-1]}, "prompt", "invalid_value"),
+        ({"prompt": [160]}, "prompt", "invalid_value"),
+        ({"prompt": [10, 2**70]}, "prompt", "invalid_value"),
+        ({"prompt": [[10]] * 65, "n": 2}, "n", "invalid_value"),
+        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"suffix": "x"}, "suffix", "unsupported_parameter"),
+        ({"best_of": 3}, "best_of", "unsupported_parameter"),
+        ({"prompt": [10] * 256}, "prompt", "context_length_exceeded"),
+    ],
+)
+def test_a_bad_completion_request_is_refused(
+    tiny_server: ServerProcess, changes: dict[str, Any], param: str, code: str
+) -> None:
+    body = {"model": "small", "prompt": [10]} | changes
+    status, error = post(
+        tiny_server, COMPLETIONS, json.dumps({k: v for k, v in body.items() if v is not DROP}).encode()
+    )
+    assert (status, error["param"], error["code"]) == (400, param, code)
+
+
+def test_neutral_values_of_unsupported_fields_are_accepted(tiny_server: ServerProcess) -> None:
+    answer = tiny_server.client.chat.completions.create(
+        model="small",
+        messages=[{"role": "user", "content": "w10"}],
+        max_tokens=2,
+        logprobs=False,
+        frequency_penalty=0.0,
+        presence_penalty=0,
+        logit_bias={},
+        response_format={"type": "text"},
+        user="someone",
+        metadata={"trace": "1"},
+    )
+    assert answer.choices
+
+
+def test_a_prompt_over_the_context_names_both_numbers(tiny_server: ServerProcess) -> None:
+    _, error = post(tiny_server, COMPLETIONS, json.dumps({"model": "small", "prompt": [10] * 300}).encode())
+    assert "256" in error["message"]
+    assert "300" in error["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"model": "sm', b'{"model": "small",}', b"nonsense"])
+def test_malformed_json_is_refused(tiny_server: ServerProcess, body: bytes) -> None:
+    status, error = post(tiny_server, CHAT, body)
+    assert (status, error["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"3", b'"text"'])
+def test_json_that_is_no_object_is_refused(tiny_server: ServerProcess, body: bytes) -> None:
+    status, error = post(tiny_server, CHAT, body)
+    assert (status, error["code"]) == (400, "invalid_value")
+
+
+def test_deeply_nested_json_is_refused(tiny_server: ServerProcess) -> None:
+    body = b'{"model": "small", "logit_bias": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    status, _ = post(tiny_server, CHAT, body)
+    assert status == 400
+
+
+def test_an_unknown_model_is_not_found(tiny_server: ServerProcess) -> None:
+    with pytest.raises(openai.NotFoundError) as refusal:
+        tiny_server.client.completions.create(model="nobody", prompt="w10")
+    assert refusal.value.code == "model_not_found"
+    assert refusal.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        tiny_server.client.models.retrieve("nobody")
+
+
+def test_a_body_over_the_limit_is_too_large(tiny_server: ServerProcess) -> None:
+    body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "w10 " * 2_000_000}]}).encode()
+    status, error = post(tiny_server, CHAT, body)
+    assert (status, error["code"]) == (413, "request_too_large")
+
+
+def test_unknown_paths_and_methods_have_the_same_shape(tiny_server: ServerProcess) -> None:
+    assert post(tiny_server, "/v1/nowhere", b"{}")[0] == 404
+    assert post(tiny_server, "/v1/models", b"{}")[0] == 405
+
+
+def test_a_full_queue_says_when_to_come_back(tiny: TinyBundle, tmp_path: Path) -> None:
+    with serving(tiny.folder, tmp_path / "log", "--max-running", "2", "--max-waiting", "1") as server:
+        with pytest.raises(openai.RateLimitError) as refusal:
+            server.client.completions.create(model="small", prompt=[10], n=4, max_tokens=4)
+        assert refusal.value.code == "queue_full"
+        assert int(refusal.value.response.headers["retry-after"]) >= 1
+        # Nothing of the refused request is left in the queue.
+        answer = server.client.completions.create(model="small", prompt=[10], n=3, max_tokens=4)
+        assert len(answer.choices) == 3
+        assert server.metric("loraplex_requests_waiting", adapter="small") == 0
+        assert server.metric("loraplex_requests_running", adapter="small") == 0
+
+
+def test_the_server_answers_as_before(tiny_server: ServerProcess) -> None:
+    answer = tiny_server.client.completions.create(model="small", prompt=[10, 20], max_tokens=8, temperature=0)
+    for _ in range(3):
+        post(tiny_server, CHAT, b"{")
+        post(tiny_server, COMPLETIONS, b'{"model": "small", "prompt": [99999]}')
+    again = tiny_server.client.completions.create(model="small", prompt=[10, 20], max_tokens=8, temperature=0)
+    assert answer.choices == again.choices

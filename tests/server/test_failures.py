@@ -1,0 +1,156 @@
+"""Clients that leave, an engine that dies, a server that is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.server.conftest import DEMO, TinyBundle
+from tests.server.process import ServerProcess, command, serving
+
+LONG = 200
+"""Tokens of an answer that is still running when something happens to it."""
+
+
+def stream(server: ServerProcess, *, n: int = 1) -> openai.Stream[openai.types.Completion]:
+    return server.client.completions.create(
+        model="large", prompt=[10, 20], temperature=1, seed=1, max_tokens=LONG, stream=True, n=n
+    )
+
+
+@pytest.fixture
+def own_server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of its own for tests that break it."""
+    with serving(tiny.folder, tmp_path / "log") as server:
+        yield server
+
+
+def test_a_client_that_leaves_cancels_its_generation(tiny_server: ServerProcess) -> None:
+    labels = {"adapter": "large", "finish_reason": "cancelled"}
+    before = tiny_server.metric("loraplex_requests_total", **labels)
+    answers = [stream(tiny_server) for _ in range(8)]
+    for answer in answers:
+        next(iter(answer))
+        answer.close()
+    tiny_server.wait_for("loraplex_requests_running", 0, adapter="large")
+    assert tiny_server.metric("loraplex_requests_total", **labels) > before
+
+
+async def test_a_client_that_leaves_a_whole_answer_cancels_it(demo_server: ServerProcess) -> None:
+    labels = {"adapter": "travel", "finish_reason": "cancelled"}
+    before = demo_server.metric("loraplex_requests_total", **labels)
+    client = demo_server.async_client
+    requests = [
+        asyncio.create_task(client.completions.create(model="travel", prompt=[5], n=64, max_tokens=1500, temperature=2))
+        for _ in range(2)
+    ]
+    await asyncio.to_thread(demo_server.wait_for, "loraplex_requests_running", 16, adapter="travel")
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    await client.close()
+    demo_server.wait_for("loraplex_requests_running", 0, adapter="travel")
+    demo_server.wait_for("loraplex_requests_waiting", 0, adapter="travel")
+    assert demo_server.metric("loraplex_requests_total", **labels) > before
+
+
+def test_an_engine_that_dies_is_replaced(own_server: ServerProcess) -> None:
+    expected = own_server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
+    answer = iter(stream(own_server, n=16))
+    next(answer)
+    engine = own_server.engine()
+    engine.suspend()  # so that the answer cannot end before the engine does
+    engine.kill()
+    with pytest.raises(openai.APIError, match="engine process died"):
+        list(answer)
+    again = own_server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
+    assert again == expected
+    assert own_server.engine().pid != engine.pid
+    assert own_server.get("/health")[0] == 200
+    assert own_server.metric("loraplex_engine_restarts_total") == 1
+
+
+def test_health_and_ready_say_what_the_engine_does(own_server: ServerProcess) -> None:
+    assert own_server.get("/ready") == (200, {"ready": True, "engine": "ready"})
+    own_server.engine().kill()
+    seen = set()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        status, body = own_server.get("/ready")
+        seen.add((status, body["engine"]))
+        assert own_server.get("/health")[0] == 200
+        if seen >= {(503, "restarting"), (200, "ready")} and status == 200:
+            return
+    raise AssertionError(seen)
+
+
+def test_an_engine_that_keeps_dying_is_given_up(own_server: ServerProcess) -> None:
+    for _ in range(6):
+        own_server.engine().kill()
+        deadline = time.monotonic() + 30
+        while own_server.get("/health")[1]["engine"] == "ready" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        while own_server.get("/health")[1]["engine"] == "restarting" and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert own_server.get("/health")[0] == 503
+    with pytest.raises(openai.InternalServerError) as refusal:
+        own_server.client.completions.create(model="large", prompt=[10])
+    assert refusal.value.status_code == 503
+
+
+def test_the_engine_dies_with_the_server(own_server: ServerProcess) -> None:
+    answer = iter(stream(own_server))
+    next(answer)
+    engine = own_server.engine()
+    own_server.process.kill()
+    own_server.process.wait()
+    assert psutil.wait_procs([engine], timeout=10)[1] == []
+
+
+def test_sigterm_lets_running_streams_finish(own_server: ServerProcess) -> None:
+    answer = stream(own_server)
+    pieces = iter(answer)
+    first = next(pieces)
+    own_server.process.send_signal(signal.SIGTERM)
+    chunks = [first, *pieces]
+    assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+    assert own_server.process.wait(30) == 0
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    with serving(DEMO, tmp_path / "log") as server:
+        client = server.client
+        answer = iter(
+            client.completions.create(model="travel", prompt=[5], n=16, max_tokens=2000, temperature=2, stream=True)
+        )
+        next(answer)
+        engine = server.engine()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert psutil.wait_procs([engine], timeout=10)[1] == []
+
+
+def test_a_taken_port_is_said_at_once(tiny: TinyBundle, tiny_server: ServerProcess) -> None:
+    port = tiny_server.url.rpartition(":")[2]
+    result = subprocess.run([*command(tiny.folder)[:-1], port], capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines() == [
+        f"loraplex: cannot listen on 127.0.0.1:{port}: Address already in use"
+    ]
+
+
+def test_a_folder_that_is_no_bundle_is_one_line(tmp_path: Path) -> None:
+    result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=30)
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines() == [f"loraplex: {tmp_path} is not a bundle: it has no bundle.json"]
