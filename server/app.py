@@ -14,7 +14,7 @@ from loraplex.server.api.completions import completions
 from loraplex.server.api.models import get_model, list_models
 from loraplex.server.api.operations import health, metrics, ready, version
 from loraplex.server.api.schema import ErrorBody, ErrorResponse
-from loraplex.server.api.stream import error_response, json_response
+from loraplex.server.api.stream import INTERNAL_ERROR, error_response, json_response
 from loraplex.server.errors import LoraplexError
 from loraplex.server.middleware import RequestId
 from loraplex.server.serving import Serving, serving
@@ -57,8 +57,4 @@ async def refuse_route(request: Request, error: Exception) -> Response:
 
 
 async def fail(_request: Request, _error: Exception) -> Response:
-    """Anything unforeseen: the log has the traceback, the client does not."""
-    body = ErrorResponse(
-        ErrorBody("The server failed on this request; its log says why", "server_error", None, "internal")
-    )
-    return json_response(body, 500)
+    return json_response(INTERNAL_ERROR, 500)

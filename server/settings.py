@@ -48,8 +48,8 @@ class Settings:
     default_max_tokens: AtLeastOne = 2048
     "Longest chat answer where a request sets no max_tokens; the KV cache is reserved for it."
 
-    prefill_chunk: AtLeastOne = 256
-    "Prompt tokens computed at once; running streams wait for at most one such chunk."
+    prefill_chunk: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    "Prompt tokens computed at once; running streams wait for one such chunk at a time. 0: 128 on a CPU, 1024 on CUDA."
 
     max_body_bytes: AtLeastOne = 4 * 1024 * 1024
     "Largest request body; beyond that a request is answered 413."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -22,6 +23,12 @@ PING_SECONDS = 15
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
+INTERNAL_ERROR = ErrorResponse(
+    ErrorBody("The server failed on this request; its log says why", "server_error", None, "internal")
+)
+"""For anything unforeseen: the log has the traceback, the client does not."""
+
+logger = logging.getLogger("loraplex")
 _encoder = msgspec.json.Encoder()
 
 
@@ -66,6 +73,9 @@ async def events(chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
                 yield chunk
     except LoraplexError as error:
         yield event(error_body(error))
+    except Exception:
+        logger.exception("a stream failed")
+        yield event(INTERNAL_ERROR)
     yield DONE
 
 
@@ -96,7 +106,7 @@ async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerato
             async for delta in only:
                 yield 0, delta
         return
-    arrived: asyncio.Queue[tuple[int, Delta | LoraplexError | None]] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
 
     async def pump(index: int, choice: AsyncGenerator[Delta, None]) -> None:
         try:
@@ -104,7 +114,7 @@ async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerato
                 async for delta in choice:
                     arrived.put_nowait((index, delta))
             arrived.put_nowait((index, None))
-        except LoraplexError as error:
+        except Exception as error:
             arrived.put_nowait((index, error))
 
     tasks = [asyncio.create_task(pump(index, choice)) for index, choice in enumerate(choices)]
@@ -114,7 +124,7 @@ async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerato
             index, item = await arrived.get()
             if item is None:
                 running -= 1
-            elif isinstance(item, LoraplexError):
+            elif isinstance(item, Exception):
                 raise item
             else:
                 yield index, item

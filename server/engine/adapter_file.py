@@ -7,6 +7,8 @@ only inside the first forward pass. Everything that can be told without a forwar
 
 from __future__ import annotations
 
+import ctypes
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,8 @@ def _check_tensors(name: str, path: Path, manifest: AdapterManifest, base: Base)
     try:
         # The values are views of memory that the returned object owns.
         tensors = AdapterFormat.read_adapter(str(path)).get_parameters()
-    except RuntimeError:
+    # A file that is wrong in its tables raises RuntimeError, one with names that are no UTF-8 UnicodeDecodeError.
+    except (RuntimeError, ValueError):
         raise AdapterInvalid(f"adapter {name}: {path.name} is not an adapter file of onnxruntime") from None
     sides: dict[str, dict[str, OrtValue]] = {}
     for tensor, value in tensors.items():
@@ -105,8 +108,17 @@ def _check_tensor(name: str, tensor: str, value: OrtValue, expected: tuple[int, 
         raise AdapterInvalid(
             f"adapter {name}: {tensor} has the shape {list(shape)}, base and adapter.json need {list(expected)}"
         )
-    if not np.isfinite(value.numpy()).all():
+    if not _is_finite(value, dtype):
         raise AdapterInvalid(f"adapter {name}: {tensor} has values that are not finite")
+
+
+def _is_finite(value: OrtValue, dtype: Dtype) -> bool:
+    if dtype != "bfloat16":
+        return bool(np.isfinite(value.numpy()).all())
+    # numpy has no bfloat16. An exponent of ones only, below the sign, is an infinity or NaN.
+    size = math.prod(value.shape())
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * size).from_address(value.data_ptr()))
+    return bool(((bits & 0x7F80) != 0x7F80).all())
 
 
 def _parse(tensor: str) -> tuple[str, str]:

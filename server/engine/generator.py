@@ -18,7 +18,9 @@ from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.messages import Device, Finish, Output, Sampling, Submit
 from loraplex.server.errors import AdapterInvalid, BundleInvalid
 
-FULL_CONFIG = "genai_config.json"
+CONFIG = "genai_config.json"
+PREFILL_CHUNK = {"cpu": 128, "cuda": 1024}
+"""Prompt tokens at once where the operator does not say: 128 take a 7M-parameter model some 35 ms on two cores."""
 
 
 class Sequence:
@@ -64,7 +66,7 @@ class GeneratorLane:
         """Load the base; raises BundleInvalid with onnxruntime-genai's own reason."""
         self.device = _device(device)
         try:
-            settings = json.loads((folder / FULL_CONFIG).read_text("utf-8"))
+            settings = json.loads((folder / CONFIG).read_text("utf-8"))
             config = og.Config(str(folder))
             config.clear_providers()
             if self.device == "cuda":
@@ -77,7 +79,7 @@ class GeneratorLane:
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._vocab_size: int = settings["model"]["vocab_size"]
         self._adapters = og.Adapters(self._model)
-        self._prefill_chunk = prefill_chunk
+        self._prefill_chunk = prefill_chunk or PREFILL_CHUNK[self.device]
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
         self._failed: list[Output] = []

@@ -40,6 +40,7 @@ class Start(Struct, tag=True, frozen=True):
     device: Device
     threads: int
     prefill_chunk: int
+    """Prompt tokens at once; 0 leaves it to the lane."""
     telemetry: bool
 
 

@@ -83,7 +83,7 @@ BREAKAGES: dict[Callable[[Path], None], str] = {
     another_base: "another base",
     another_dtype: "float16",
     another_rank: "shape",
-    another_projection: "9.attn",
+    another_projection: "not in adapter.json",
     no_weights: "no such file",
     outside: "inside this folder",
     no_json: "adapter.json",

@@ -1,0 +1,71 @@
+"""Guided decoding: which tokens a JSON schema, a regular expression or a grammar lets come next, with llguidance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loraplex.server.engine.messages import Guide
+
+
+class GuideInvalid(Exception):
+    """A guide that cannot be followed; str() says why."""
+
+
+class Guides:
+    """Compiles guides for one tokenizer."""
+
+    def __init__(self, tokenizer: Path, vocab_size: int, end_tokens: frozenset[int]) -> None:
+        """`tokenizer` is a tokenizer.json. It is read, and llguidance imported, when the first guide comes."""
+        self._file = tokenizer
+        self._vocab_size = vocab_size
+        self._end_tokens = sorted(end_tokens)
+        self._tokenizer: object = None
+
+    def compile(self, guide: Guide) -> GuideState:
+        """Raises GuideInvalid."""
+        try:
+            from llguidance import LLMatcher, LLTokenizer
+        except ImportError:
+            raise GuideInvalid("guided decoding needs llguidance: install loraplex[guided]") from None
+        try:
+            if self._tokenizer is None:
+                self._tokenizer = LLTokenizer(
+                    self._file.read_text("utf-8"), n_vocab=self._vocab_size, eos_token=self._end_tokens
+                )
+            make = {
+                "json_schema": LLMatcher.grammar_from_json_schema,
+                "regex": LLMatcher.grammar_from_regex,
+                "grammar": LLMatcher.grammar_from_lark,
+            }[guide.kind]
+            matcher = LLMatcher(self._tokenizer, make(guide.text), log_level=0)
+        except (OSError, ValueError) as error:
+            raise GuideInvalid(f"the {guide.kind} cannot be compiled: {error}") from None
+        if matcher.is_error():
+            raise GuideInvalid(f"the {guide.kind} cannot be compiled: {matcher.get_error()}")
+        return GuideState(matcher, self._vocab_size)
+
+
+class GuideState:
+    """Where one answer stands in its guide."""
+
+    def __init__(self, matcher: object, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """The tokens that may come next, [vocab_size]; end tokens where the answer may end. Raises GuideInvalid."""
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
+        return np.unpackbits(mask, count=self._vocab_size, bitorder="little").view(np.bool_)
+
+    def accept(self, token: int) -> None:
+        """Go on by one token. Raises GuideInvalid where it is none of the allowed ones."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GuideInvalid(f"the guide cannot be followed: {self._matcher.get_error()}")
