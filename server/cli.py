@@ -57,6 +57,10 @@ def demo(*, settings: Settings | None = None) -> None:
         _serve(bundle, settings or Settings(), DEMO_REQUESTS)
 
 
+# By name, so that serving needs nothing of what building needs.
+app.command("loraplex.build.cli:build", help="Make a bundle of one checkpoint and its LoRA adapters.")
+
+
 def _serve(bundle: Path, settings: Settings, welcome: str | None = None) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
