@@ -45,7 +45,6 @@ def build(
         from loraplex.build.assembly import build_bundle
     except ImportError as error:
         sys.exit(f"loraplex: {error}; install loraplex[build]")
-    options: dict[str, Literal["k_quant", "rtn"]] = {} if quantization == "none" else {"algorithm": quantization}
     try:
         bundle = build_bundle(
             base,
@@ -54,8 +53,9 @@ def build(
             name=name or Path(base).name,
             precision="float32" if quantization == "none" else "int4",
             group_size=group_size,
+            algorithm="rtn" if quantization == "rtn" else "k_quant",
+            head="int8",
             sources={each: str(folder) for each, folder in adapters.items()},
-            **options,
         )
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")

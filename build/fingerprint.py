@@ -1,0 +1,52 @@
+"""The fingerprint of a base checkpoint: adapters carry it, and one trained for another checkpoint is refused by it.
+
+Definition: the SHA-256 of
+
+1. config.json without the keys of `NOT_DEFINING`, as JSON with sorted keys and no spaces, in UTF-8, and a newline;
+2. for every tensor, in the order of the names' code points: the JSON list `[name, dtype, shape]` in the same form and
+   a newline, then the tensor's bytes as they are stored.
+
+So it does not depend on file names, on how the weights are sharded, on the order inside a file or on file times. It
+does depend on the stored dtype: a float16 copy of a float32 checkpoint is another checkpoint, because adapters trained
+on one are not exact on the other, and so is a quantized one, whose `quantization_config` is part of the config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from loraplex.build.checkpoint import read_config, read_tensors
+
+NOT_DEFINING = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype", "use_cache"})
+"""Keys of config.json that tell how a checkpoint was saved or is run, not what it computes.
+
+The dtype is among them because its key was renamed between transformers versions; the tensors' own dtypes count.
+"""
+
+_BLOCK = 1 << 22
+
+
+def fingerprint(folder: Path) -> str:
+    """Fingerprint of a checkpoint folder as "sha256:" and 64 hex digits. Reads every weight once (about 1 GB/s).
+
+    Raises CheckpointUnsupported where config.json or safetensors weights are missing or damaged.
+    """
+    config = {key: value for key, value in read_config(folder).items() if key not in NOT_DEFINING}
+    digest = hashlib.sha256(_canonical(config))
+    block = memoryview(bytearray(_BLOCK))
+    for name, tensor in sorted(read_tensors(folder).items()):
+        digest.update(_canonical([name, tensor.dtype, tensor.shape]))
+        with tensor.file.open("rb", buffering=0) as handle:
+            handle.seek(tensor.start)
+            left = tensor.end - tensor.start
+            while left and (count := handle.readinto(block[: min(left, _BLOCK)])):
+                digest.update(block[:count])
+                left -= count
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"

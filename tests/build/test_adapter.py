@@ -1,0 +1,303 @@
+"""What of PEFT converts, how, and what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from loraplex.build.adapter import convert
+from loraplex.build.peft_folder import pattern_value
+from loraplex.server.bundle import Base, Quantization, Sampling, read_adapter_manifest
+from loraplex.server.engine.adapter_file import check_adapter
+from loraplex.server.errors import AdapterInvalid
+from tests.build.conftest import Built
+from tests.checkpoints import LINEARS, make_adapter, make_checkpoint, quiet
+
+PREFIX = "base_model.model.model.layers.0"
+
+
+@pytest.fixture
+def base(built: Built) -> Base:
+    return built.bundle.manifest.base
+
+
+@pytest.fixture
+def peft(built: Built, tmp_path: Path) -> Path:
+    """A copy of a good adapter, to be spoiled."""
+    return Path(shutil.copytree(built.peft["four"], tmp_path / "peft"))
+
+
+def change_config(peft: Path, **fields: object) -> None:
+    path = peft / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_weights(peft: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = peft / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def refusal(peft: Path, base: Base, folder: Path, name: str = "mine") -> str:
+    """The message of a refused conversion, which must have left nothing."""
+    with pytest.raises(AdapterInvalid) as info:
+        convert(peft, base, folder / "out", name=name)
+    assert not (folder / "out").exists()
+    assert "\n" not in info.value.message
+    return info.value.message
+
+
+def test_manifest_tells_ranks_and_alphas_by_projection(built: Built) -> None:
+    manifest = read_adapter_manifest(built.bundle.adapter("partial"))
+    assert manifest.ranks == {
+        **{"0.attn.q_proj": 1, "0.attn.v_proj": 2, "0.attn.o_proj": 4, "0.mlp.down_proj": 4},
+        **{"1.attn.q_proj": 1, "1.attn.v_proj": 2, "1.attn.o_proj": 4, "1.mlp.down_proj": 7},
+    }
+    assert manifest.alphas == {
+        **{"0.attn.q_proj": 8, "0.attn.v_proj": 3, "0.attn.o_proj": 12, "0.mlp.down_proj": 8},
+        **{"1.attn.q_proj": 8, "1.attn.v_proj": 8, "1.attn.o_proj": 12, "1.mlp.down_proj": 8},
+    }
+    assert manifest.base_fingerprint == built.bundle.manifest.base.fingerprint
+
+
+def test_conversion_is_reproducible(built: Built, base: Base, tmp_path: Path) -> None:
+    first, second = (convert(built.peft["four"], base, tmp_path / side, name="mine") for side in ("a", "b"))
+    assert first == second
+    assert first.sha256 == read_adapter_manifest(built.bundle.adapter("four")).sha256
+
+
+def test_options_of_the_manifest(built: Built, base: Base, tmp_path: Path) -> None:
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages }}")
+    manifest = convert(
+        built.peft["four"],
+        base,
+        tmp_path / "mine",
+        name="mine",
+        description="answers",
+        source="a run",
+        chat_template=template,
+        sampling=Sampling(temperature=0.5),
+    )
+    assert manifest == check_adapter(tmp_path / "mine", base) == read_adapter_manifest(tmp_path / "mine")
+    assert (manifest.description, manifest.source, manifest.chat_template) == ("answers", "a run", "own.jinja")
+    assert manifest.sampling == Sampling(temperature=0.5)
+    assert (tmp_path / "mine" / "own.jinja").read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_adapters_take_the_dtype_of_the_base(built: Built, base: Base, tmp_path: Path, dtype: str) -> None:
+    narrow = msgspec.structs.replace(base, dtype=dtype)
+    assert convert(built.peft["four"], narrow, tmp_path / "mine", name="mine").dtype == dtype
+    assert check_adapter(tmp_path / "mine", narrow).dtype == dtype
+
+
+def test_values_that_overflow_the_dtype_of_the_base(peft: Path, base: Base, tmp_path: Path) -> None:
+    change_weights(peft, lambda tensors: tensors[f"{PREFIX}.mlp.up_proj.lora_A.weight"].fill_(70000.0))
+    narrow = msgspec.structs.replace(base, dtype="float16")
+    message = refusal(peft, narrow, tmp_path)
+    assert message == "adapter mine: model.layers.0.mlp.up_proj.lora_A overflows float16"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path"),
+    [
+        ({"q_proj": 2, "self_attn.q_proj": 3}, "model.layers.0.self_attn.q_proj"),
+        ({"self_attn.q_proj": 3, "q_proj": 2}, "model.layers.0.self_attn.q_proj"),
+        ({"proj": 2}, "model.layers.0.self_attn.q_proj"),
+        ({".*proj": 2}, "model.layers.0.self_attn.q_proj"),
+        ({"layers.1.self_attn.q_proj": 2}, "model.layers.11.self_attn.q_proj"),
+        ({r"layers\.(0|1)\..*": 2, "q_proj": 4}, "model.layers.1.self_attn.q_proj"),
+        ({"model.layers.0.self_attn.q_proj": 2}, "model.layers.0.self_attn.q_proj"),
+        ({"q_proj|k_proj": 2}, "model.layers.0.self_attn.k_proj"),
+        ({"^model.layers.0.self_attn.q_proj": 2}, "model.layers.0.self_attn.q_proj"),
+        ({}, "model.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_peft(pattern: dict[str, int], path: str) -> None:
+    with quiet():
+        from peft.utils.other import get_pattern_key
+    assert pattern_value(pattern, path, 8) == pattern.get(get_pattern_key(list(pattern), path), 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"peft_type": "IA3"}, "its type is IA3, only LORA can be served"),
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "lora_only"}, "bias=lora_only"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layers were repeated"),
+        ({"alora_invocation_tokens": [4, 5]}, "activated LoRA"),
+        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"option_of_tomorrow": {"a": 1}}, "option_of_tomorrow"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"task_type": "SEQ_CLS"}, "trained for SEQ_CLS"),
+        ({"r": 0}, "is not a LoRA config"),
+        ({"r": None}, "is not a LoRA config"),
+        ({"lora_alpha": "much"}, "is not a LoRA config"),
+        ({"rank_pattern": ["q_proj"]}, "is not a LoRA config"),
+        ({"rank_pattern": {"q_proj(": 4}}, "is not a LoRA config"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, "overflows float32"),
+        ({"r": 5}, "has an A of rank 4 and a B of rank 4, its config says 5"),
+        ({"rank_pattern": {"v_proj": 9}}, "model.layers.0.self_attn.v_proj has an A of rank 4"),
+    ],
+)
+def test_refused_config(peft: Path, base: Base, tmp_path: Path, fields: dict[str, object], words: str) -> None:
+    change_config(peft, **fields)
+    message = refusal(peft, base, tmp_path)
+    assert message.startswith("adapter mine: ")
+    assert words in message
+
+
+Q_A, Q_B = f"{PREFIX}.self_attn.q_proj.lora_A.weight", f"{PREFIX}.self_attn.q_proj.lora_B.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop(Q_B), "model.layers.0.self_attn.q_proj has no lora_B"),
+        (lambda w: w.pop(Q_A), "model.layers.0.self_attn.q_proj has no lora_A"),
+        (lambda w: w[Q_A][0].fill_(float("nan")), "q_proj.lora_A has values that are not finite"),
+        (lambda w: w[Q_B][0].fill_(float("inf")), "q_proj.lora_B has values that are not finite"),
+        (lambda w: w.update({Q_A: w[Q_A][:, :-1].clone()}), "maps 63 to 64 features, 0.attn.q_proj of tiny maps 64 to"),
+        (lambda w: w.update({Q_B: w[Q_B][:-1].clone()}), "maps 64 to 63 features, 0.attn.q_proj of tiny maps 64 to 64"),
+        (lambda w: w.update({Q_A: w[Q_A][0].clone()}), "q_proj.lora_A has the shape [64]"),
+        (lambda w: w.update({Q_A.replace("lora_A.weight", "lora_magnitude_vector.weight"): w[Q_A][0].clone()}), "DoRA"),
+        (lambda w: w.update({Q_B.replace("weight", "bias"): w[Q_B][:, 0].clone()}), "B has a bias of its own"),
+        (lambda w: w.update({"base_model.model.lm_head.lora_A.weight": w[Q_A].clone()}), "it adapts the LM head"),
+        (
+            lambda w: w.update({"base_model.model.model.embed_tokens.lora_embedding_A": w[Q_A].clone()}),
+            "it adapts the embeddings",
+        ),
+        (lambda w: w.update({"base_model.model.model.norm.weight": w[Q_A][0].clone()}), "a whole trained module"),
+        (lambda w: w.update({Q_A.replace("layers.0", "layers.9"): w[Q_A].clone()}), "layers.9.self_attn.q_proj has no"),
+        (lambda w: w.update({Q_A.replace("q_proj", "z_proj"): w[Q_A].clone()}), "z_proj has no lora_B"),
+        (lambda w: w.update({Q_A.replace("layers.0", "towers.0"): w[Q_A].clone()}), "belongs to no linear layer"),
+        (lambda w: w.clear(), "adapter_model.safetensors holds no LoRA weights"),
+    ],
+)
+def test_refused_weights(
+    peft: Path, base: Base, tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    change_weights(peft, change)
+    message = refusal(peft, base, tmp_path)
+    assert message.startswith("adapter mine: ")
+    assert words in message
+
+
+def test_a_layer_that_the_base_does_not_have(peft: Path, base: Base, tmp_path: Path) -> None:
+    def move(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("layers.1", "layers.2")] = tensors.pop(name)
+
+    change_weights(peft, move)
+    message = refusal(peft, base, tmp_path)
+    assert message == "adapter mine: tiny has no projection for model.layers.2.mlp.down_proj"
+
+
+def test_packed_and_unpacked_weights_for_one_projection(peft: Path, base: Base, tmp_path: Path) -> None:
+    def pack(tensors: dict[str, Any]) -> None:
+        import torch
+
+        parts = [tensors[f"{PREFIX}.mlp.{part}.lora_B.weight"] for part in ("gate_proj", "up_proj")]
+        tensors[f"{PREFIX}.mlp.gate_up_proj.lora_A.weight"] = tensors[f"{PREFIX}.mlp.up_proj.lora_A.weight"].clone()
+        tensors[f"{PREFIX}.mlp.gate_up_proj.lora_B.weight"] = torch.cat(parts)
+
+    change_weights(peft, pack)
+    message = refusal(peft, base, tmp_path)
+    assert message == "adapter mine: 0.mlp.gate_proj is adapted twice, packed and on its own"
+
+
+def test_refused_folder(peft: Path, base: Base, tmp_path: Path) -> None:
+    weights, config = peft / "adapter_model.safetensors", peft / "adapter_config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    assert "adapter_model.safetensors cannot be read" in refusal(peft, base, tmp_path)
+    weights.unlink()
+    assert "has no adapter_model.safetensors" in refusal(peft, base, tmp_path)
+    (peft / "adapter_model.bin").write_bytes(b"pickle")
+    assert "holds pickled weights, which can run code" in refusal(peft, base, tmp_path)
+    config.write_text("{")
+    assert "adapter_config.json cannot be read" in refusal(peft, base, tmp_path)
+    config.write_text("[]")
+    assert "adapter_config.json is not a LoRA config" in refusal(peft, base, tmp_path)
+    config.unlink()
+    assert "is not a PEFT adapter, it has no adapter_config.json" in refusal(peft, base, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "new\nline", "x" * 97])
+def test_refused_name(peft: Path, base: Base, tmp_path: Path, name: str) -> None:
+    assert "cannot be an adapter's name" in refusal(peft, base, tmp_path, name)
+
+
+def test_real_dora_and_embedding_adapters_are_refused(checkpoint: Path, base: Base, tmp_path: Path) -> None:
+    """As PEFT itself writes them, not as this file makes them up."""
+    dora = make_adapter(checkpoint, tmp_path / "dora", use_dora=True)
+    assert "DoRA" in refusal(dora, base, tmp_path)
+    embedding = make_adapter(checkpoint, tmp_path / "embedding", targets=["embed_tokens", "q_proj"])
+    assert "it adapts the embeddings" in refusal(embedding, base, tmp_path)
+    head = make_adapter(checkpoint, tmp_path / "head", targets=["lm_head"])
+    assert "it adapts the LM head" in refusal(head, base, tmp_path)
+    saved = make_adapter(checkpoint, tmp_path / "saved", modules_to_save=["lm_head"])
+    assert "modules_to_save" in refusal(saved, base, tmp_path)
+    bias = make_adapter(checkpoint, tmp_path / "bias", bias="lora_only")
+    assert "bias=lora_only" in refusal(bias, base, tmp_path)
+    olora = make_adapter(checkpoint, tmp_path / "olora", init_lora_weights="olora")
+    assert "it was started with olora" in refusal(olora, base, tmp_path)
+
+
+def test_fan_in_fan_out_changes_nothing(built: Built, peft: Path, base: Base, tmp_path: Path) -> None:
+    """PEFT's A and B are linear layers of their own; the option only tells how the base's weight lies."""
+    change_config(peft, fan_in_fan_out=True)
+    manifest = convert(peft, base, tmp_path / "mine", name="mine")
+    assert manifest.sha256 == read_adapter_manifest(built.bundle.adapter("four")).sha256
+
+
+def test_phi3_modules_are_split_by_columns(tmp_path: Path) -> None:
+    from onnxruntime import AdapterFormat
+    from safetensors.numpy import load_file
+
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "phi3")
+    peft = make_adapter(checkpoint, tmp_path / "peft", rank=4, alpha=8)
+    widths = {"q_proj": 64, "k_proj": 32, "v_proj": 32, "o_proj": 64, "gate_proj": 128, "up_proj": 128, "down_proj": 64}
+    projections = {
+        f"{layer}.{'mlp' if module in LINEARS[4:] else 'attn'}.{module}": (128 if module == "down_proj" else 64, width)
+        for layer in range(2)
+        for module, width in widths.items()
+    }
+    base = Base(
+        name="phi",
+        architecture="Phi3ForCausalLM",
+        fingerprint="sha256:" + "0" * 64,
+        dtype="float32",
+        quantization=Quantization("none", 32),
+        context_length=256,
+        vocab_size=160,
+        projections=projections,
+    )
+    manifest = convert(peft, base, tmp_path / "mine", name="mine")
+    assert manifest.ranks.keys() == projections.keys()
+    found = AdapterFormat.read_adapter(str(tmp_path / "mine" / manifest.file)).get_parameters()
+    source = load_file(peft / "adapter_model.safetensors")
+    packed = source[f"{PREFIX}.self_attn.qkv_proj.lora_B.weight"].T * 2
+    parts = [found[f"model.layers.0.attn.{part}.lora_B.weight"].numpy() for part in ("q_proj", "k_proj", "v_proj")]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), packed)
+    for part in ("gate_proj", "up_proj"):
+        np.testing.assert_array_equal(
+            found[f"model.layers.1.mlp.{part}.lora_A.weight"].numpy(),
+            source["base_model.model.model.layers.1.mlp.gate_up_proj.lora_A.weight"].T,
+        )
