@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from loraplex.server.admission import Admission, Ticket
 from loraplex.server.engine.client import EngineClient
-from loraplex.server.engine.messages import Finish, Output, Sampling
+from loraplex.server.engine.messages import Finish, Guide, Logprobs, Output, Sampling
 from loraplex.server.errors import ContextLengthExceeded, LoraplexError
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Model
@@ -26,6 +26,7 @@ class Job(Struct, frozen=True):
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
+    guide: Guide | None
     stop: list[str]
     arrived: float
     """time.perf_counter() at the arrival of the request."""
@@ -34,11 +35,15 @@ class Job(Struct, frozen=True):
 
 
 class Delta(Struct, frozen=True):
-    """A piece of an answer. The last one has `finish`; text and `tokens` may be empty or 0 in any."""
+    """A piece of an answer. The last one has `finish`; text and tokens may be empty in any."""
 
     text: str
-    tokens: int
+    tokens: list[int]
     finish: Finish | None = None
+    logprobs: list[Logprobs] = []
+    """One for each token, where asked for."""
+    cached: int = 0
+    """Prompt tokens that had not to be computed; in the first piece with tokens."""
 
 
 class Generation:
@@ -61,11 +66,15 @@ class Generation:
         try:
             await ticket.admitted.wait()
             async with self._engine.generate(
-                job.prompt, adapter=job.model.adapter, max_tokens=job.max_tokens, sampling=job.sampling
+                job.prompt,
+                adapter=job.model.adapter,
+                max_tokens=job.max_tokens,
+                sampling=job.sampling,
+                guide=job.guide,
             ) as stream:
                 async for output in stream:
                     delta = decoding.decode(output)
-                    clock.tokens(delta.tokens)
+                    clock.tokens(len(delta.tokens))
                     if delta.finish:
                         ended = delta.finish
                     yield delta
@@ -94,10 +103,10 @@ class _Decoding:
         for count, token in enumerate(visible, 1):
             text += self._stop.feed(self._detokenizer.decode([token]))
             if self._stop.stopped:
-                return Delta(text, count, "stop")
+                return Delta(text, output.tokens[:count], "stop", (output.logprobs or [])[:count], output.cached)
         if output.finish:
             text += self._stop.flush()
-        return Delta(text, len(output.tokens), output.finish)
+        return Delta(text, output.tokens, output.finish, output.logprobs or [], output.cached)
 
 
 class _Clock:

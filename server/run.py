@@ -96,7 +96,7 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
 
 def _bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet: until the server is ready, connections are refused."""
-    # With the protocol spelled out: event loops turn Nagle's algorithm off for sockets that say they are TCP, and with it
+    # With the protocol spelled out: event loops turn Nagle off for sockets that say they are TCP, and with it
     # on every stream's first token waits 40 ms for the acknowledgement of the headers.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

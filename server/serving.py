@@ -52,7 +52,14 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
     metrics = Metrics()
     registry = Registry(bundle, text)
     start = Start(
-        str(folder), base, settings.device, settings.engine_threads(), settings.prefill_chunk, settings.telemetry
+        str(folder),
+        base,
+        settings.device,
+        settings.engine_threads(),
+        settings.prefill_chunk,
+        settings.telemetry,
+        settings.engine,
+        settings.kv_cache_mib * 2**20,
     )
     async with EngineClient(start, on_restart=metrics.engine_restarts.inc) as engine:
         await registry.load(engine, strict=settings.strict)

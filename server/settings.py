@@ -33,6 +33,9 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     "Where the model runs; auto is cuda where the installed onnxruntime-genai and the machine have it."
 
+    engine: Literal["auto", "generator", "batched"] = "auto"
+    "How sequences run: batched computes one token of all of them at once (CPU), generator one after another."
+
     threads: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     "CPU threads of the engine; 0 takes every physical core."
 
@@ -50,6 +53,9 @@ class Settings:
 
     prefill_chunk: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     "Prompt tokens computed at once; running streams wait for one such chunk at a time. 0: 128 on a CPU, 1024 on CUDA."
+
+    kv_cache_mib: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    "Memory for keys and values of the batched engine, in MiB; 0 takes half of what is free at start."
 
     max_body_bytes: AtLeastOne = 4 * 1024 * 1024
     "Largest request body; beyond that a request is answered 413."

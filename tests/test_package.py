@@ -16,8 +16,10 @@ PACKAGES = ("server", "build", "bench", "adapters")
 @pytest.mark.slow
 def test_the_wheel_holds_exactly_our_packages_and_the_demo(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-        + ["--wheel-dir", str(tmp_path), str(ROOT)],
+        [
+            *(sys.executable, "-W", "ignore", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
+            *("--wheel-dir", str(tmp_path), str(ROOT)),
+        ],
         check=True,
     )
     (wheel,) = tmp_path.glob("*.whl")

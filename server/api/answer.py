@@ -7,16 +7,25 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from loraplex.server.api.schema import Generate, Usage
+from msgspec import Struct
+
+from loraplex.server.api.schema import Generate, PromptTokensDetails, Usage
 from loraplex.server.api.stream import merge
-from loraplex.server.engine.messages import Finish, Sampling
+from loraplex.server.engine.messages import Finish, Logprobs
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Delta, Job
-from loraplex.server.registry import Model
 from loraplex.server.serving import Serving
 
-SEEDS = 2**31
-"""onnxruntime-genai takes 31 bits."""
+
+class Choice(Struct):
+    """One whole answer."""
+
+    text: str = ""
+    tokens: list[int] = []
+    logprobs: list[Logprobs] = []
+    offsets: list[int] = []
+    """Length of the text when each token came."""
+    finish: Finish = "length"
 
 
 class Answer:
@@ -28,6 +37,7 @@ class Answer:
         self._jobs = jobs
         self._tickets = serving.admission.enter(jobs[0].model.name, len(jobs))
         self._tokens = 0
+        self._cached = 0
         self.id = f"{id_prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.model = jobs[0].model.name
@@ -39,50 +49,33 @@ class Answer:
         choices = [run(job, ticket) for job, ticket in zip(self._jobs, self._tickets, strict=True)]
         async with aclosing(merge(choices)) as merged:
             async for index, delta in merged:
-                self._tokens += delta.tokens
+                self._tokens += len(delta.tokens)
+                self._cached += delta.cached
                 yield index, delta
 
-    async def collect(self) -> list[tuple[str, Finish]]:
-        """Text and finish reason of every choice. Raises NotReady and EngineFailed."""
-        texts = [""] * len(self._jobs)
-        finishes: list[Finish] = ["length"] * len(self._jobs)
+    async def collect(self) -> list[Choice]:
+        """Every choice, whole. Raises NotReady and EngineFailed."""
+        choices = [Choice() for _ in self._jobs]
         async with aclosing(self.deltas()) as deltas:
             async for index, delta in deltas:
-                texts[index] += delta.text
-                if delta.finish:
-                    finishes[index] = delta.finish
-        return list(zip(texts, finishes, strict=True))
+                choice = choices[index]
+                choice.offsets += [len(choice.text)] * len(delta.tokens)
+                choice.text += delta.text
+                choice.tokens += delta.tokens
+                choice.logprobs += delta.logprobs
+                choice.finish = delta.finish or choice.finish
+        return choices
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt that several choices share counts once."""
         prompt = sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())
-        return Usage(prompt, self._tokens, prompt + self._tokens)
+        # Later choices of one prompt find it cached by the first; that is no saving of the client's.
+        cached = PromptTokensDetails(min(self._cached, prompt))
+        return Usage(prompt, self._tokens, prompt + self._tokens, cached)
 
     def close(self) -> None:
         for ticket in self._tickets:
             self._serving.admission.release(ticket)
-
-
-def sampling(request: Generate, model: Model, choice: int) -> Sampling:
-    """How a choice is sampled: the request's word first, then the adapter's, the base's and OpenAI's defaults.
-
-    With a seed, every choice has one of its own that follows from it.
-    """
-    seed = secrets.randbelow(SEEDS) if request.seed is None else (request.seed + choice) % SEEDS
-
-    def pick(name: str, default: float) -> float:
-        for source in (request, *model.sampling):
-            if (value := getattr(source, name)) is not None:
-                return float(value)
-        return default
-
-    return Sampling(
-        temperature=pick("temperature", 1.0),
-        top_p=pick("top_p", 1.0),
-        top_k=max(0, int(pick("top_k", 0))),
-        repetition_penalty=pick("repetition_penalty", 1.0),
-        seed=seed,
-    )
 
 
 def stop_strings(request: Generate) -> list[str]:

@@ -11,20 +11,29 @@ from starlette.requests import Request
 from loraplex.server.api.schema import NOT_USED, Generate
 from loraplex.server.errors import BodyTooLarge, InvalidRequest, MalformedJSON, UnknownParameter, UnsupportedParameter
 
+DISCARD = 16
+"""Up to so many times the limit is read and thrown away: a client that is cut off while it sends sees a broken
+connection instead of the refusal."""
+
 GenerateT = TypeVar("GenerateT", bound=Generate)
 
 # msgspec's messages: https://jcristharif.com/msgspec/constraints.html
-_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?P<problem>missing required|contains unknown) field `(?P<field>[^`]*)`")
 
 
 async def read(request: Request, kind: type[GenerateT], limit: int) -> GenerateT:
     """Read and check a body of at most `limit` bytes. Raises BodyTooLarge and InvalidRequest."""
     body = bytearray()
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLarge(f"The request body is larger than {limit} bytes, the limit of this server")
+        size += len(chunk)
+        if size <= limit:
+            body += chunk
+        elif size > DISCARD * limit:
+            break
+    if size > limit:
+        raise BodyTooLarge(f"The request body is larger than {limit} bytes, the limit of this server")
     try:
         found = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
@@ -52,4 +61,4 @@ def _refuse_unsupported(request: Generate) -> None:
     for name, neutral in NOT_USED.items():
         value = getattr(request, name, None)
         if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
-            raise UnsupportedParameter(f"{name} is not supported by this server: leave it out", param=name)
+            raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)

@@ -10,8 +10,10 @@ from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.answer import Answer, include_usage, sampling, stop_strings
+from loraplex.server.api.answer import Answer, include_usage, stop_strings
 from loraplex.server.api.body import read
+from loraplex.server.api.logprobs import chat_logprobs
+from loraplex.server.api.sampling import for_choice, guide, sampling
 from loraplex.server.api.schema import (
     AssistantMessage,
     ChatChoice,
@@ -36,9 +38,9 @@ async def chat_completions(request: Request) -> Response:
     with_usage = include_usage(body)
     answer = Answer(server, await _jobs(server, body, arrived), "chatcmpl")
     if body.stream:
-        return EventStream(events(_chunks(answer, with_usage)), answer.close, server.settings.drain_timeout)
+        return EventStream(events(_chunks(server, answer, with_usage)), answer.close, server.settings.drain_timeout)
     try:
-        return await unless_disconnected(request, _complete(answer))
+        return await unless_disconnected(request, _complete(server, answer))
     finally:
         answer.close()
 
@@ -49,11 +51,22 @@ async def _jobs(server: Serving, body: ChatRequest, arrived: float) -> list[Job]
     budget = token_budget(
         len(prompt), _max_tokens(body, model), server.settings.default_max_tokens, server.context_length, "messages"
     )
+    first = sampling(server, body, model, logprobs=_logprobs(body))
+    must_be = await guide(server, body)
     stop = stop_strings(body)
     return [
-        Job(model, prompt, budget, sampling(body, model, choice), stop, arrived, continues_prompt=False)
+        Job(model, prompt, budget, for_choice(first, choice), must_be, stop, arrived, continues_prompt=False)
         for choice in range(body.n or 1)
     ]
+
+
+def _logprobs(body: ChatRequest) -> int | None:
+    """How many of the likeliest tokens to report; None for no log probabilities at all."""
+    if body.logprobs:
+        return body.top_logprobs or 0
+    if body.top_logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs: true", param="top_logprobs")
+    return None
 
 
 def _prompt(model: Model, body: ChatRequest) -> str:
@@ -73,9 +86,16 @@ def _max_tokens(body: ChatRequest, model: Model) -> int | None:
     return next((limit for limit in (new, old, *defaults) if limit is not None), None)
 
 
-async def _complete(answer: Answer) -> Response:
+async def _complete(server: Serving, answer: Answer) -> Response:
+    tokenizer = server.text.tokenizer
     choices = [
-        ChatChoice(index, AssistantMessage(text), finish) for index, (text, finish) in enumerate(await answer.collect())
+        ChatChoice(
+            index,
+            AssistantMessage(choice.text),
+            choice.finish,
+            chat_logprobs(tokenizer, choice.tokens, choice.logprobs),
+        )
+        for index, choice in enumerate(await answer.collect())
     ]
     return json_response(
         ChatCompletion(
@@ -89,7 +109,7 @@ async def _complete(answer: Answer) -> Response:
     )
 
 
-async def _chunks(answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(server: Serving, answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
     """Chunks of every choice: the role first, the finish reason last, and usage after all of them if asked for."""
 
     def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
@@ -110,8 +130,9 @@ async def _chunks(answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, Non
             if index not in begun:
                 begun.add(index)
                 yield chunk([ChatChunkChoice(index, ChatDelta("assistant", ""))])
-            if delta.text:
-                yield chunk([ChatChunkChoice(index, ChatDelta(content=delta.text))])
+            if delta.text or delta.logprobs:
+                logprobs = chat_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs)
+                yield chunk([ChatChunkChoice(index, ChatDelta(content=delta.text), None, logprobs)])
             if delta.finish:
                 yield chunk([ChatChunkChoice(index, ChatDelta(), delta.finish)])
     if with_usage:

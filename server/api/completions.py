@@ -10,8 +10,10 @@ from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.answer import Answer, include_usage, sampling, stop_strings
+from loraplex.server.api.answer import Answer, include_usage, stop_strings
 from loraplex.server.api.body import read
+from loraplex.server.api.logprobs import completion_logprobs
+from loraplex.server.api.sampling import for_choice, guide, sampling
 from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
 from loraplex.server.api.stream import EventStream, event, events, json_response, unless_disconnected
 from loraplex.server.errors import InvalidRequest
@@ -29,9 +31,9 @@ async def completions(request: Request) -> Response:
     with_usage = include_usage(body)
     answer = Answer(server, await _jobs(server, body, arrived), "cmpl")
     if body.stream:
-        return EventStream(events(_chunks(answer, with_usage)), answer.close, server.settings.drain_timeout)
+        return EventStream(events(_chunks(server, answer, with_usage)), answer.close, server.settings.drain_timeout)
     try:
-        return await unless_disconnected(request, _complete(answer))
+        return await unless_disconnected(request, _complete(server, answer))
     finally:
         answer.close()
 
@@ -46,12 +48,14 @@ async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> lis
         )
     defaults = (each.max_tokens for each in model.sampling)
     wanted = next((limit for limit in (body.max_tokens, *defaults) if limit is not None), None)
+    first = sampling(server, body, model, logprobs=body.logprobs)
+    must_be = await guide(server, body)
     stop = stop_strings(body)
     jobs = []
     for prompt in prompts:
         budget = token_budget(len(prompt), wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt")
         jobs += [
-            Job(model, prompt, budget, sampling(body, model, choice), stop, arrived, continues_prompt=True)
+            Job(model, prompt, budget, for_choice(first, choice), must_be, stop, arrived, continues_prompt=True)
             for choice in range(count)
         ]
     return jobs
@@ -80,16 +84,30 @@ async def _prompts(server: Serving, body: CompletionRequest) -> list[list[int]]:
     return prompts
 
 
-async def _complete(answer: Answer) -> Response:
-    choices = [CompletionChoice(index, text, finish) for index, (text, finish) in enumerate(await answer.collect())]
+async def _complete(server: Serving, answer: Answer) -> Response:
+    tokenizer = server.text.tokenizer
+    choices = [
+        CompletionChoice(
+            index,
+            choice.text,
+            choice.finish,
+            completion_logprobs(tokenizer, choice.tokens, choice.logprobs, choice.offsets),
+        )
+        for index, choice in enumerate(await answer.collect())
+    ]
     return json_response(_completion(answer, choices, answer.usage()))
 
 
-async def _chunks(answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(server: Serving, answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+    lengths: dict[int, int] = {}
     async with aclosing(answer.deltas()) as deltas:
         async for index, delta in deltas:
-            if delta.text or delta.finish:
-                choice = CompletionChoice(index, delta.text, delta.finish)
+            offset = lengths.get(index, 0)
+            lengths[index] = offset + len(delta.text)
+            if delta.text or delta.finish or delta.logprobs:
+                offsets = [offset] * len(delta.tokens)
+                logprobs = completion_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs, offsets)
+                choice = CompletionChoice(index, delta.text, delta.finish, logprobs)
                 yield event(_completion(answer, [choice], None if with_usage else UNSET))
     if with_usage:
         yield event(_completion(answer, [], answer.usage()))

@@ -15,6 +15,10 @@ MAX_CHOICES = 128
 StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=4)] | None
 TokenLimit = Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
+Penalty = Annotated[float, Meta(ge=-2, le=2)] | None
+TokenId = Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+MAX_TOP_LOGPROBS = 20
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,10 +41,17 @@ class Generate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     user: str | None = None
-    frequency_penalty: Any = None
-    presence_penalty: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
+    logit_bias: Annotated[dict[TokenId, Bias], Meta(max_length=1024)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    stop_token_ids: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    """min_p to guided_grammar are vLLM's extensions; a grammar is in llguidance's Lark."""
 
 
 class TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -58,6 +69,25 @@ class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
         return "".join(part.text for part in self.content)
 
 
+class JSONSchema(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
+    pass
+
+
+class JSONObjectFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"):
+    pass
+
+
+class JSONSchemaFormat(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"):
+    json_schema: JSONSchema
+
+
 class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /v1/chat/completions."""
 
@@ -66,8 +96,9 @@ class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    top_logprobs: Any = None
-    response_format: Any = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
@@ -87,18 +118,13 @@ class CompletionRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_on
     """Body of POST /v1/completions. A list holds several prompts, or the token ids of one."""
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
 
 
 NOT_USED: dict[str, tuple[object, ...]] = {
-    "frequency_penalty": (None, 0, 0.0),
-    "presence_penalty": (None, 0, 0.0),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
@@ -118,10 +144,46 @@ NOT_USED: dict[str, tuple[object, ...]] = {
 """Values with which a field that is not supported changes nothing."""
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: int
+    """Prompt tokens whose keys and values were there already."""
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TokenLogprob(Struct, frozen=True):
+    """One of the likeliest tokens. `bytes` are UTF-8 of its text."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """Four lists of the same length, an item a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+    """Where in the answer a token's text begins, in characters."""
 
 
 class AssistantMessage(Struct, frozen=True):
@@ -134,7 +196,7 @@ class ChatChoice(Struct, frozen=True):
     index: int
     message: AssistantMessage
     finish_reason: str
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
@@ -156,7 +218,7 @@ class ChatChunkChoice(Struct, frozen=True):
     index: int
     delta: ChatDelta
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
@@ -173,7 +235,7 @@ class CompletionChoice(Struct, frozen=True):
     index: int
     text: str
     finish_reason: str | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(Struct, frozen=True, kw_only=True):

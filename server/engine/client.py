@@ -21,6 +21,7 @@ from loraplex.server.engine.messages import (
     AdapterRefused,
     Cancel,
     Command,
+    Guide,
     LoadAdapter,
     Output,
     Report,
@@ -107,6 +108,11 @@ class EngineClient:
         self._fail_everything("the server is shutting down")
 
     @property
+    def unsupported(self) -> frozenset[str]:
+        """Fields of Sampling, and "guide", that the running lane cannot honour."""
+        return frozenset(self.started.unsupported if self.started else ())
+
+    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
@@ -132,7 +138,7 @@ class EngineClient:
 
     @asynccontextmanager
     async def generate(
-        self, prompt: list[int], *, adapter: str | None, max_tokens: int, sampling: Sampling
+        self, prompt: list[int], *, adapter: str | None, max_tokens: int, sampling: Sampling, guide: Guide | None
     ) -> AsyncIterator[Stream]:
         """Run one sequence; leaving the context before its end cancels it.
 
@@ -142,7 +148,7 @@ class EngineClient:
         stream = Stream(next(self._sequences))
         self._streams[stream.sequence] = stream
         try:
-            self._send(Submit(stream.sequence, adapter, prompt, max_tokens, sampling))
+            self._send(Submit(stream.sequence, adapter, prompt, max_tokens, sampling, guide))
             yield stream
         finally:
             if self._streams.pop(stream.sequence, None) and not stream.finished and self.state == "ready":

@@ -1,8 +1,8 @@
 """The forward pass over rows of different lengths, on onnxruntime and its CPU kernels.
 
-The graph takes each row's length from its attention mask, which is what lets rows of different lengths share a step: the
-mask of a row has ones up to its own length, this step's tokens included. Decoding gives every row one token, prefill gives
-one row several.
+The graph takes each row's length from its attention mask, which is what lets rows of different lengths share a step:
+the mask of a row has ones up to its own length, this step's tokens included. Decoding gives every row one token,
+prefill gives one row several.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from loraplex.server.engine.row_graph import EXTERNAL_DATA, LORA, row_graph
 from loraplex.server.errors import BundleInvalid
 
 Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 ERRORS_ONLY = 3
+SPIN_MICROSECONDS = "20"
+"""How long a thread looks for work before it sleeps: enough between two nodes of a graph. The default is so long that
+it keeps the API process off its core; see docs/batched-lane.md for what that costs."""
 
 
 class Forward:
@@ -37,10 +41,11 @@ class Forward:
         """Load the base; raises BundleInvalid with onnxruntime's own reason."""
         try:
             model = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
-            path = folder / model["decoder"]["filename"]
+            path, head_size = folder / model["decoder"]["filename"], model["decoder"]["head_size"]
             options = ort.SessionOptions()
             options.intra_op_num_threads = threads
             options.log_severity_level = ERRORS_ONLY
+            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
             options.add_session_config_entry(EXTERNAL_DATA, str(folder))
             self._session = ort.InferenceSession(row_graph(path), options, providers=["CPUExecutionProvider"])
         except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -52,7 +57,7 @@ class Forward:
         for name, value in inputs.items():
             if name.startswith("past_key_values."):
                 present = name.replace("past_key_values", "present")
-                parts.append(Part(name, present, value.shape[1], value.shape[3]))
+                parts.append(Part(name, present, value.shape[1], head_size))
             elif LORA in name:
                 projection, _, side = name.partition(LORA)
                 if side.startswith("A"):
@@ -71,30 +76,35 @@ class Forward:
         self._decode = _Step(self._session, lora)
 
     def reserve(self, rows: int, length: int, held: Sequence[int]) -> None:
-        """Make room in the KV cache: see KvCache.reserve. Raises MemoryError."""
+        """Make room in the KV cache: see KvCache.reserve. Raises OSError."""
         if self.kv.reserve(rows, length, held):
             self._prefill.kv_rows = self._decode.kv_rows = None
 
-    def prefill(self, row: int, ids: npt.NDArray[np.int64], start: int, adapter: Adapter | None) -> Logits:
-        """Compute ids [tokens] of one row behind its first `start` tokens; the last token's logits [vocab_size]."""
+    def prefill(self, row: int, ids: Ids, start: int, adapter: Adapter | None) -> Logits:
+        """Compute ids [tokens] of one row behind its first `start` tokens; the last token's logits [vocab_size].
+
+        They are valid until the next call.
+        """
         step, end = self._prefill, start + len(ids)
         step.bind_rows(self.kv, row, 1, [adapter])
         step.bind("input_ids", ids[None])
         step.bind("attention_mask", np.ones((1, end), np.int64))
         if self._positions:
             step.bind("position_ids", np.arange(start, end)[None])
-        logits = np.empty((1, 1 if self._last_only else len(ids), self.vocab_size), np.float32)
-        step.run(logits)
-        return logits[0, -1]
+        logits: Logits = step.run((1, 1 if self._last_only else len(ids), self.vocab_size))[0]
+        return logits
 
     def decode(
         self,
-        ids: npt.NDArray[np.int64],
-        lengths: npt.NDArray[np.int64],
+        ids: Ids,
+        lengths: Ids,
         adapters: Sequence[Adapter | None],
         first: int = 0,
     ) -> Logits:
-        """One token ids[i] for each row first + i, lengths[i] tokens long with it; logits [rows, vocab_size]."""
+        """One token ids[i] for each row first + i, lengths[i] tokens long with it; logits [rows, vocab_size].
+
+        The logits are valid until the next call.
+        """
         step, rows = self._decode, len(ids)
         step.bind_rows(self.kv, first, rows, adapters)
         step.bind("input_ids", ids[:, None])
@@ -103,13 +113,12 @@ class Forward:
         step.bind("attention_mask", (np.arange(width) < lengths[:, None]).astype(np.int64))
         if self._positions:
             step.bind("position_ids", lengths[:, None] - 1)
-        logits = np.empty((rows, 1, self.vocab_size), np.float32)
-        step.run(logits)
-        return logits[:, 0]
+        return step.run((rows, 1, self.vocab_size))
 
     def release(self) -> None:
-        """Give back what is only needed while sequences run."""
-        self.kv.clear()
+        """Give back the memory that is only needed while sequences run."""
+        if not self.kv.release_all():
+            self._prefill.kv_rows = self._decode.kv_rows = None
         for step in (self._prefill, self._decode):
             step.release()
 
@@ -117,31 +126,42 @@ class Forward:
 class _Step:
     """An IOBinding that stays bound to what does not change from step to step."""
 
+    kv_rows: tuple[int, int] | None
+    """First row and number of rows that the KV is bound for; None: bind it anew."""
+
     def __init__(self, session: Any, lora: dict[str, tuple[int, int]]) -> None:
         self._session = session
         self._adapters = RowAdapters(lora)
-        self.release()
+        self._bound: Sequence[Adapter | None] = ()
+        self._binding = session.io_binding()
+        self._fed: dict[str, Ids] = {}
+        self._logits: Logits = np.empty((0, 0, 0), np.float32)
+        self.kv_rows = None
 
     def bind_rows(self, kv: KvCache, first: int, rows: int, adapters: Sequence[Adapter | None]) -> None:
         if self.kv_rows != (first, rows):
             kv.bind(self._binding, first, rows)
             self.kv_rows = (first, rows)
-        if self._bound is None or len(self._bound) != rows or any(a is not b for a, b in zip(self._bound, adapters)):
+        if len(self._bound) != rows or any(a is not b for a, b in zip(self._bound, adapters, strict=True)):
             self._adapters.bind(self._binding, adapters)
-            self._bound = list(adapters)
+            self._bound = tuple(adapters)
 
-    def bind(self, name: str, values: npt.NDArray[np.int64]) -> None:
-        values = np.ascontiguousarray(values)
-        self._alive[name] = values
-        self._binding.bind_input(name, "cpu", 0, np.int64, values.shape, values.ctypes.data)
+    def bind(self, name: str, values: Ids) -> None:
+        """Feed an input; a buffer of the same shape stays bound."""
+        buffer = self._fed.get(name)
+        if buffer is None or buffer.shape != values.shape:
+            buffer = self._fed[name] = np.empty(values.shape, np.int64)
+            self._binding.bind_input(name, "cpu", 0, np.int64, buffer.shape, buffer.ctypes.data)
+        buffer[...] = values
 
-    def run(self, logits: Logits) -> None:
-        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+    def run(self, shape: tuple[int, int, int]) -> Logits:
+        """Compute logits of this shape, [rows, tokens, vocabulary]; returns those of each row's last token."""
+        if self._logits.shape != shape:
+            self._logits = np.empty(shape, np.float32)
+            self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
         self._session.run_with_iobinding(self._binding)
+        return self._logits[:, -1]
 
     def release(self) -> None:
-        self._adapters.release()
-        self._binding = self._session.io_binding()
-        self.kv_rows: tuple[int, int] | None = None
-        self._bound: list[Adapter | None] | None = None
-        self._alive: dict[str, npt.NDArray[np.int64]] = {}
+        if self._adapters.release():
+            self._bound = ()

@@ -22,6 +22,18 @@ CONFIG = "genai_config.json"
 PREFILL_CHUNK = {"cpu": 128, "cuda": 1024}
 """Prompt tokens at once where the operator does not say: 128 take a 7M-parameter model some 35 ms on two cores."""
 
+_BATCHED_ONLY = (
+    "min_p",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "min_tokens",
+    "stop_tokens",
+    "ignore_eos",
+    "logprobs",
+)
+"""Fields of Sampling that og.Generator has no option for."""
+
 
 class Sequence:
     """One og.Generator and where it stands."""
@@ -61,10 +73,11 @@ class GeneratorLane:
     """See the module. Owned by one thread."""
 
     name = "generator"
+    unsupported = frozenset((*_BATCHED_ONLY, "guide"))
 
     def __init__(self, folder: Path, *, device: Device, threads: int, prefill_chunk: int) -> None:
         """Load the base; raises BundleInvalid with onnxruntime-genai's own reason."""
-        self.device = _device(device)
+        self.device = choose_device(device)
         try:
             settings = json.loads((folder / CONFIG).read_text("utf-8"))
             config = og.Config(str(folder))
@@ -89,6 +102,9 @@ class GeneratorLane:
         return bool(self._prefilling or self._decoding or self._failed)
 
     def submit(self, request: Submit) -> None:
+        if unknown := _cannot(request):
+            self._failed.append(Output(request.sequence, [], error=f"the generator engine has no {unknown}"))
+            return
         try:
             sequence = Sequence(request, self._generator(request), self._end_tokens)
         except RuntimeError as error:
@@ -157,7 +173,16 @@ def _search_options(sampling: Sampling, vocab_size: int) -> dict[str, float | in
     }
 
 
-def _device(wanted: Device) -> str:
+def _cannot(request: Submit) -> str | None:
+    """The first thing asked for that og.Generator does not do."""
+    if request.guide is not None:
+        return "guide"
+    plain = Sampling()
+    return next((name for name in _BATCHED_ONLY if getattr(request.sampling, name) != getattr(plain, name)), None)
+
+
+def choose_device(wanted: Device) -> str:
+    """Where the generator lane would run. Raises BundleInvalid where `wanted` is not to be had."""
     available = og.is_cuda_available()
     if wanted == "cuda" and not available:
         raise BundleInvalid("device cuda: this onnxruntime-genai has no CUDA; install loraplex[cuda]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +23,27 @@ class Guides:
         self._file = tokenizer
         self._vocab_size = vocab_size
         self._end_tokens = sorted(end_tokens)
-        self._tokenizer: object = None
+        self._tokenizer: Any = None
 
     def compile(self, guide: Guide) -> GuideState:
         """Raises GuideInvalid."""
         try:
             from llguidance import LLMatcher, LLTokenizer
         except ImportError:
-            raise GuideInvalid("guided decoding needs llguidance: install loraplex[guided]") from None
+            raise GuideInvalid("guided decoding needs llguidance: install it") from None
         try:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(
                     self._file.read_text("utf-8"), n_vocab=self._vocab_size, eos_token=self._end_tokens
                 )
-            make = {
-                "json_schema": LLMatcher.grammar_from_json_schema,
-                "regex": LLMatcher.grammar_from_regex,
-                "grammar": LLMatcher.grammar_from_lark,
-            }[guide.kind]
-            matcher = LLMatcher(self._tokenizer, make(guide.text), log_level=0)
+            match guide.kind:
+                case "json_schema":
+                    grammar = LLMatcher.grammar_from_json_schema(guide.text)
+                case "regex":
+                    grammar = LLMatcher.grammar_from_regex(guide.text)
+                case "grammar":
+                    grammar = LLMatcher.grammar_from_lark(guide.text)
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         except (OSError, ValueError) as error:
             raise GuideInvalid(f"the {guide.kind} cannot be compiled: {error}") from None
         if matcher.is_error():
@@ -51,7 +54,7 @@ class Guides:
 class GuideState:
     """Where one answer stands in its guide."""
 
-    def __init__(self, matcher: object, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
 

@@ -56,7 +56,8 @@ class KvCache:
             memory, buffer = _allocate((self.rows, part.kv_heads, self.length, part.head_size))
             if index < len(self._buffers):
                 for row, tokens in enumerate(held):
-                    buffer[row, :, :tokens] = self._buffers[index][row, :, :tokens]
+                    if tokens:
+                        buffer[row, :, :tokens] = self._buffers[index][row, :, :tokens]
                 self._buffers[index], self._maps[index] = buffer, memory  # one old buffer at a time beside the new
             else:
                 self._buffers.append(buffer)
@@ -98,9 +99,14 @@ class KvCache:
         for memory, buffer in zip(self._maps, self._buffers, strict=True):
             memory.madvise(mmap.MADV_DONTNEED, row * buffer.strides[0], buffer.strides[0])
 
-    def clear(self) -> None:
-        """Give back everything."""
+    def release_all(self) -> bool:
+        """Give back the memory of every row; whether the buffers are still the same, so that they need not be bound."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for memory in self._maps:
+                memory.madvise(mmap.MADV_DONTNEED)
+            return True
         self._buffers, self._maps, self.rows, self.length = [], [], 0, 0
+        return False
 
 
 def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, Buffer]:

@@ -18,6 +18,8 @@ class Lane(Protocol):
 
     name: str
     device: str
+    unsupported: frozenset[str]
+    """Fields of Sampling, and "guide", that it cannot honour."""
 
     @property
     def busy(self) -> bool:

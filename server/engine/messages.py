@@ -19,10 +19,15 @@ HEADER = Layout(">I")
 
 Finish = Literal["stop", "length"]
 Device = Literal["auto", "cpu", "cuda"]
+Engine = Literal["auto", "generator", "batched"]
 
 
 class Sampling(Struct, frozen=True, array_like=True):
-    """How the next token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 leave every token in."""
+    """How the next token is chosen. temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 leave every token in.
+
+    In this order: logit bias; repetition, frequency and presence penalty; tokens that may not come; temperature; min-p,
+    top-k, top-p.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -30,6 +35,29 @@ class Sampling(Struct, frozen=True, array_like=True):
     repetition_penalty: float = 1.0
     seed: int = 0
     """0 .. 2**31 - 1."""
+    min_p: float = 0.0
+    """Leaves out tokens less likely than min_p times the likeliest."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time the answer has it."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the answer has."""
+    logit_bias: dict[int, float] = {}
+    """Added to logits, by token id."""
+    min_tokens: int = 0
+    """Tokens before which nothing ends the answer; not in guided answers, which end where their guide does."""
+    stop_tokens: list[int] = []
+    """Ids that end the answer, besides the base's own end tokens."""
+    ignore_eos: bool = False
+    """The base's end tokens do not end the answer."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to report with each token, by the model's own distribution; None: nothing."""
+
+
+class Guide(Struct, frozen=True, array_like=True):
+    """What an answer must be: JSON of a schema, a match of a regular expression, a sentence of a Lark grammar."""
+
+    kind: Literal["json_schema", "regex", "grammar"]
+    text: str
 
 
 class Start(Struct, tag=True, frozen=True):
@@ -42,6 +70,9 @@ class Start(Struct, tag=True, frozen=True):
     prefill_chunk: int
     """Prompt tokens at once; 0 leaves it to the lane."""
     telemetry: bool
+    engine: Engine
+    kv_bytes: int
+    """Memory for keys and values; 0 leaves it to the lane."""
 
 
 class LoadAdapter(Struct, tag=True, frozen=True):
@@ -59,6 +90,7 @@ class Submit(Struct, tag=True, frozen=True):
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
+    guide: Guide | None = None
 
 
 class Cancel(Struct, tag=True, frozen=True):
@@ -74,6 +106,8 @@ class Started(Struct, tag=True, frozen=True):
     device: str
     threads: int
     versions: dict[str, str]
+    unsupported: list[str]
+    """Fields of Sampling, and "guide", that the lane cannot honour."""
 
 
 class StartFailed(Struct, tag=True, frozen=True):
@@ -92,6 +126,14 @@ class AdapterRefused(Struct, tag=True, frozen=True):
     message: str
 
 
+class Logprobs(Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities at temperature 1, before anything of `Sampling` is applied."""
+
+    chosen: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens, likeliest first."""
+
+
 class Output(Struct, frozen=True, array_like=True):
     """What one sequence gained in a step. With `finish` or `error` set it is the sequence's last."""
 
@@ -99,6 +141,10 @@ class Output(Struct, frozen=True, array_like=True):
     tokens: list[int]
     finish: Finish | None = None
     error: str | None = None
+    logprobs: list[Logprobs] | None = None
+    """One for each token, where asked for."""
+    cached: int = 0
+    """Prompt tokens that need not be computed; in the sequence's first output with tokens."""
 
 
 class Step(Struct, tag=True, frozen=True):

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import (
     HEADER,
     AdapterLoaded,
@@ -32,7 +33,7 @@ from loraplex.server.engine.messages import (
     pack,
     unpack_command,
 )
-from loraplex.server.errors import LoraplexError
+from loraplex.server.errors import BundleInvalid, LoraplexError
 
 STOP_AFTER = 5.0
 """Seconds a step may still take after the parent is gone."""
@@ -88,18 +89,15 @@ def serve(border: Border) -> None:
     try:
         # Imported late: the telemetry choice must stand before onnxruntime-genai is loaded.
         from loraplex.server.engine.adapter_file import check_adapter
-        from loraplex.server.engine.generator import GeneratorLane
 
-        lane = GeneratorLane(
-            Path(start.folder), device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk
-        )
+        lane = _open_lane(start)
     except ImportError as error:
         border.send(StartFailed(f"{error}; install loraplex[cpu] or loraplex[cuda]"))
         return
     except LoraplexError as error:
         border.send(StartFailed(error.message))
         return
-    border.send(Started(lane.name, lane.device, start.threads, versions))
+    border.send(Started(lane.name, lane.device, start.threads, versions, sorted(lane.unsupported)))
     while True:
         try:
             command = border.receive(wait=not lane.busy)
@@ -123,6 +121,19 @@ def serve(border: Border) -> None:
                     border.send(AdapterRefused(name, error.message))
                 else:
                     border.send(AdapterLoaded(name, manifest))
+
+
+def _open_lane(start: Start) -> Lane:
+    """Load the base into the lane that was asked for. Raises BundleInvalid and ImportError."""
+    from loraplex.server.engine.batched import BatchedLane
+    from loraplex.server.engine.generator import GeneratorLane, choose_device
+
+    folder, device = Path(start.folder), choose_device(start.device)
+    if start.engine == "batched" and device != "cpu":
+        raise BundleInvalid("engine batched runs on the CPU: add --device cpu, or leave the engine to auto")
+    if start.engine == "batched" or (start.engine == "auto" and device == "cpu"):
+        return BatchedLane(folder, threads=start.threads, prefill_chunk=start.prefill_chunk, kv_bytes=start.kv_bytes)
+    return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
 
 
 def _versions() -> dict[str, str]:

@@ -1,13 +1,14 @@
 """The adapters of a step's rows, as the graph of `row_graph` takes them.
 
-Rows that all run under one adapter share its weights, bound where the adapter file lies in memory. Different adapters are
-stacked: every row has a slice of its own, padded with zeros to the highest rank among them, which is written when another
-adapter comes to that row and then stays. A stack reads each row's adapter once a step; nothing else moves.
+Rows that all run under one adapter share its weights, bound where the adapter file lies in memory. Different adapters
+are stacked: every row has a slice of its own, padded with zeros to the highest rank among them, which is written when
+another adapter comes to that row and then stays. A step reads each row's slice once; nothing is copied for it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,11 @@ class RowAdapters:
             for name, stack in self._stack.items():
                 _bind(binding, name, stack.ctypes.data, (len(rows), *stack.shape[1:]))
 
-    def release(self) -> None:
-        """Give the stack's memory back."""
+    def release(self) -> bool:
+        """Give the stack's memory back; whether there was one, which must not be run with any more."""
+        had = bool(self._stack)
         self._stack, self._ranks, self._slices, self._written = {}, {}, [], []
+        return had
 
     def _bind_shared(self, binding: Any, adapter: Adapter | None) -> None:
         for projection, (rows, columns) in self._inputs.items():
@@ -93,9 +96,14 @@ class RowAdapters:
     def _allocate(self, ranks: dict[str, int], slices: int) -> None:
         self.release()  # the old stack before the new one
         self._ranks, self._slices, self._written = ranks, [None] * slices, [False] * slices
+        # One block, because the C library keeps many small ones for itself when they are freed.
+        block = np.empty(slices * self._size(ranks), np.float32)
+        start = 0
         for projection, (rows, columns) in self._inputs.items():
-            self._stack[f"{projection}{LORA}A.weight"] = np.empty((slices, rows, ranks[projection]), np.float32)
-            self._stack[f"{projection}{LORA}B.weight"] = np.empty((slices, ranks[projection], columns), np.float32)
+            for side, shape in (("A", (slices, rows, ranks[projection])), ("B", (slices, ranks[projection], columns))):
+                end = start + math.prod(shape)
+                self._stack[f"{projection}{LORA}{side}.weight"] = block[start:end].reshape(shape)
+                start = end
 
     def _write(self, index: int, adapter: Adapter | None) -> None:
         for name, stack in self._stack.items():
@@ -118,8 +126,7 @@ def _bind(binding: Any, name: str, address: int, shape: tuple[int, ...]) -> None
 def _view(value: Any) -> Weights:
     """The tensor without a copy: OrtValue.numpy() makes one. The OrtValue must outlive the view."""
     shape = tuple(value.shape())
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     if not count:
         return np.empty(shape, np.float32)
-    buffer = (ctypes.c_float * count).from_address(value.data_ptr())
-    return np.frombuffer(buffer, np.float32).reshape(shape)
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(value.data_ptr())).reshape(shape)

@@ -1,8 +1,8 @@
 """The exported graph with one adapter a row: the same nodes, with a leading dimension on every LoRA input.
 
-The generator's graph adds x @ A @ B with A [in_features, rank] and B [rank, out_features]. MatMul broadcasts over leading
-dimensions, so that A [rows, in_features, rank] gives each row of x [rows, tokens, in_features] an adapter of its own, and
-A [1, in_features, rank] gives all of them the same. Only the declared shapes keep the graph from taking those.
+The generator's graph adds x @ A @ B with A [in_features, rank] and B [rank, out_features]. MatMul broadcasts over
+leading dimensions, so that A [rows, in_features, rank] gives each row of x [rows, tokens, in_features] an adapter of
+its own, and A [1, in_features, rank] gives all of them the same. Only the declared shapes keep the graph from that.
 """
 
 from __future__ import annotations

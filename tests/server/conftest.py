@@ -57,6 +57,20 @@ def tiny_server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
+def generator_server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The tiny bundle on the generator lane, whatever the default is."""
+    with serving(tiny.folder, tmp_path_factory.mktemp("log") / "generator.log", "--engine", "generator") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def batched_server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The tiny bundle on the batched lane."""
+    with serving(tiny.folder, tmp_path_factory.mktemp("log") / "batched.log", "--engine", "batched") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Ends the session's use with a check that nothing was logged that should not have been."""
     log = tmp_path_factory.mktemp("log") / "demo.log"

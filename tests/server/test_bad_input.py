@@ -71,10 +71,27 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
         ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value"),
         ({"stream": True, "stream_options": {"verbose": True}}, "stream_options.verbose", "unknown_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "unsupported_parameter"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"logprobs": 1}, "logprobs", "invalid_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "invalid_value"),
+        ({"presence_penalty": -2.5}, "presence_penalty", "invalid_value"),
+        ({"logit_bias": {"five": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"160": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[...]", "invalid_value"),
+        ({"stop_token_ids": [160]}, "stop_token_ids", "invalid_value"),
+        ({"min_p": 1.5}, "min_p", "invalid_value"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "invalid_value"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nonsense"}}}},
+            "response_format",
+            "invalid_value",
+        ),
+        ({"guided_json": '{"type":'}, "guided_json", "invalid_value"),
+        ({"guided_regex": "(a"}, "guided_regex", "invalid_value"),
+        ({"guided_grammar": "x y z"}, "guided_grammar", "invalid_value"),
+        ({"guided_regex": "a", "guided_json": {}}, "guided_json", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"max_tokens": 300}, "messages", "context_length_exceeded"),
     ],
@@ -99,7 +116,7 @@ def test_a_bad_chat_request_is_refused(
         ({"prompt": [160]}, "prompt", "invalid_value"),
         ({"prompt": [10, 2**70]}, "prompt", "invalid_value"),
         ({"prompt": [[10]] * 65, "n": 2}, "n", "invalid_value"),
-        ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+        ({"logprobs": 6}, "logprobs", "invalid_value"),
         ({"echo": True}, "echo", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
@@ -114,6 +131,29 @@ def test_a_bad_completion_request_is_refused(
         tiny_server, COMPLETIONS, json.dumps({k: v for k, v in body.items() if v is not DROP}).encode()
     )
     assert (status, error["param"], error["code"]) == (400, param, code)
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"logprobs": True}, "logprobs"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"stop_token_ids": [9]}, "stop_token_ids"),
+        ({"ignore_eos": True}, "ignore_eos"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+    ],
+)
+def test_what_the_generator_lane_cannot_do_is_refused(
+    generator_server: ServerProcess, changes: dict[str, Any], param: str
+) -> None:
+    body = {"model": "small", "messages": MESSAGES} | changes
+    status, error = post(generator_server, CHAT, json.dumps(body).encode())
+    assert (status, error["param"], error["code"]) == (400, param, "unsupported_parameter")
 
 
 def test_neutral_values_of_unsupported_fields_are_accepted(tiny_server: ServerProcess) -> None:
@@ -151,7 +191,7 @@ def test_json_that_is_no_object_is_refused(tiny_server: ServerProcess, body: byt
 
 
 def test_deeply_nested_json_is_refused(tiny_server: ServerProcess) -> None:
-    body = b'{"model": "small", "logit_bias": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    body = b'{"model": "small", "tools": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     status, _ = post(tiny_server, CHAT, body)
     assert status == 400
 

@@ -33,15 +33,20 @@ def own_server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-def test_a_client_that_leaves_cancels_its_generation(tiny_server: ServerProcess) -> None:
-    labels = {"adapter": "large", "finish_reason": "cancelled"}
-    before = tiny_server.metric("loraplex_requests_total", **labels)
-    answers = [stream(tiny_server) for _ in range(8)]
+def test_a_client_that_leaves_cancels_its_generation(demo_server: ServerProcess) -> None:
+    labels = {"adapter": "travel", "finish_reason": "cancelled"}
+    before = demo_server.metric("loraplex_requests_total", **labels)
+    answers = [
+        demo_server.client.completions.create(
+            model="travel", prompt=[5], temperature=2, seed=seed, max_tokens=1500, stream=True
+        )
+        for seed in range(4)
+    ]
     for answer in answers:
         next(iter(answer))
         answer.close()
-    tiny_server.wait_for("loraplex_requests_running", 0, adapter="large")
-    assert tiny_server.metric("loraplex_requests_total", **labels) > before
+    demo_server.wait_for("loraplex_requests_running", 0, adapter="travel")
+    assert demo_server.metric("loraplex_requests_total", **labels) > before
 
 
 async def test_a_client_that_leaves_a_whole_answer_cancels_it(demo_server: ServerProcess) -> None:

@@ -24,12 +24,15 @@ def text(tokens: list[int]) -> str:
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "middle", "large", "partial"])
-def test_greedy_answers_equal_peft(tiny: TinyBundle, tiny_server: ServerProcess, name: str) -> None:
+def test_greedy_answers_equal_peft(
+    tiny: TinyBundle, generator_server: ServerProcess, batched_server: ServerProcess, name: str
+) -> None:
     adapter: Path | None = tiny.adapters.get(name)
     for prompt in PROMPTS:
-        answer = tiny_server.client.completions.create(model=name, prompt=prompt, max_tokens=24, temperature=0)
-        expected = reference_tokens(tiny.checkpoint, adapter, prompt, 24)
-        assert answer.choices[0].text.strip() == text(expected).strip()
+        expected = text(reference_tokens(tiny.checkpoint, adapter, prompt, 24))
+        for server in (generator_server, batched_server):
+            answer = server.client.completions.create(model=name, prompt=prompt, max_tokens=24, temperature=0)
+            assert answer.choices[0].text.strip() == expected.strip()
 
 
 def test_adapters_answer_differently(tiny_server: ServerProcess) -> None:

@@ -1,0 +1,275 @@
+"""The batched lane: sequences of different adapters in one forward pass, on CPU.
+
+A step gives one token to every sequence that decodes, and computes one slice of one prompt, so that a running stream
+waits for at most one slice. Prompts take turns by adapter. Rows 0 .. decoding - 1 decode, the rows behind them are
+being prefilled; a row that leaves is filled by the last one.
+
+A sequence gets a row when the KV cache has room for its prompt and its whole answer, so nothing that runs is ever put
+out again; until then it waits, in turn by adapter. What is left of the KV budget keeps the KV of finished sequences.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.forward import Forward, Logits
+from loraplex.server.engine.guide import GuideInvalid, Guides
+from loraplex.server.engine.messages import Output, Submit
+from loraplex.server.engine.prefix import SHORTEST, PrefixCache, common_prefix
+from loraplex.server.engine.row_adapters import Adapter
+from loraplex.server.engine.sampler import Chooser, choose
+from loraplex.server.engine.turns import Sequence, Turns
+
+MAX_ROWS = 64
+LONGEST_SLICE = 256
+"""Prompt tokens; more at once are no faster a token."""
+SLICE_SECONDS = 0.08
+"""How long running streams may wait for a slice of a prompt."""
+PROBE = 32
+"""Tokens of the prompt that a new lane measures its speed with; fewer at once cost more a token."""
+
+
+class BatchedLane:
+    """See the module. Owned by one thread."""
+
+    name = "batched"
+    device = "cpu"
+    unsupported: frozenset[str] = frozenset()
+
+    def __init__(self, folder: Path, *, threads: int, prefill_chunk: int, kv_bytes: int = 0) -> None:
+        """Load the base.
+
+        `prefill_chunk` 0 measures how many prompt tokens take SLICE_SECONDS, and computes so many at once. `kv_bytes`
+        bounds the KV cache; 0 is half of the memory that is available then. Raises BundleInvalid with onnxruntime's own reason.
+        """
+        self._forward = Forward(folder, threads)
+        self._guides = Guides(folder / "tokenizer.json", self._forward.vocab_size, self._forward.end_tokens)
+        self._kv_tokens = (kv_bytes or psutil.virtual_memory().available // 2) // self._forward.kv.token_bytes
+        self._slice = prefill_chunk or min(LONGEST_SLICE, max(PROBE, int(SLICE_SECONDS * self._prefill_speed())))
+        self._adapters: dict[str, Adapter] = {}
+        self._waiting = Turns()
+        self._prefilling = Turns()
+        self._rows: list[Sequence] = []
+        self._decoding = 0
+        self._reserved = 0
+        self._kept: PrefixCache[Adapter | None] = PrefixCache()
+        self._failed: list[Output] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._waiting or self._failed)
+
+    def submit(self, request: Submit) -> None:
+        try:
+            self._check(request)
+            adapter = self._adapters[request.adapter] if request.adapter is not None else None
+            guide = self._guides.compile(request.guide) if request.guide else None
+        except (ValueError, GuideInvalid) as error:
+            self._failed.append(Output(request.sequence, [], error=str(error)))
+            return
+        chooser = Chooser(request.sampling, request.prompt, self._forward.end_tokens, guide)
+        self._waiting.add(Sequence(request, adapter, chooser))
+
+    def step(self) -> list[Output]:
+        outputs, self._failed = self._failed, []
+        self._admit()
+        if self._decoding:
+            outputs += self._decode()
+        if self._prefilling:
+            outputs += self._prefill()
+        return outputs
+
+    def cancel(self, sequence: int) -> None:
+        for found in [s for s in self._waiting if s.id == sequence]:
+            self._waiting.remove(found)
+        for found in [s for s in self._rows if s.id == sequence]:
+            self._leave(found, keep=True)
+
+    def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
+        adapter = Adapter(name, folder / manifest.file)
+        if replaced := self._adapters.get(name):
+            self._kept.forget(replaced)
+        self._adapters[name] = adapter
+
+    def _check(self, request: Submit) -> None:
+        """Raises ValueError."""
+        ids = [*request.prompt, *request.sampling.logit_bias, *request.sampling.stop_tokens]
+        if not request.prompt or min(ids) < 0 or max(ids) >= self._forward.vocab_size:
+            raise ValueError(f"token ids must be 0 .. {self._forward.vocab_size - 1}, and a prompt has at least one")
+        if request.adapter is not None and request.adapter not in self._adapters:
+            raise ValueError(f"adapter {request.adapter!r} is not loaded")
+        wanted = len(request.prompt) + request.max_tokens
+        if wanted > self._kv_tokens:
+            raise ValueError(
+                f"prompt and answer may take {wanted} tokens, the KV cache has memory for {self._kv_tokens}: "
+                "shorten the prompt or lower max_tokens"
+            )
+
+    def _admit(self) -> None:
+        """Give rows to waiting sequences, as far as rows and KV cache go."""
+        while self._waiting and len(self._rows) < MAX_ROWS:
+            sequence = self._waiting.first()
+            if self._reserved + sequence.longest > self._kv_tokens:
+                return
+            self._waiting.pass_on()
+            self._waiting.remove(sequence)
+            self._reserved += sequence.longest
+            self._kept.find(sequence.adapter, sequence.prompt)  # used last, so evicted last
+            while self._reserved + self._kept.tokens > self._kv_tokens and self._kept.evict():
+                pass
+            self._rows.append(sequence)
+            self._prefilling.add(sequence)
+            held = [row.filled for row in self._rows]
+            try:
+                self._forward.reserve(len(self._rows), max(row.longest for row in self._rows), held)
+            except OSError as error:
+                self._failed.append(self._fail(sequence, f"no memory for the KV cache: {error}"))
+
+    def _prefill(self) -> list[Output]:
+        """One slice of the prompt whose turn it is; its first token, if that was the last slice."""
+        sequence = self._prefilling.first()
+        self._prefilling.pass_on()
+        row = self._rows.index(sequence)
+        if not sequence.filled:
+            self._reuse(sequence, row)
+        ids = sequence.prompt[sequence.filled : sequence.filled + self._slice]
+        try:
+            logits = self._forward.prefill(row, ids, sequence.filled, sequence.adapter)
+        except RuntimeError as error:
+            return [self._fail(sequence, str(error))]
+        sequence.filled += len(ids)
+        if sequence.filled < len(sequence.prompt):
+            return []
+        self._prefilling.remove(sequence)
+        self._swap(row, self._decoding)
+        self._decoding += 1
+        return self._take([sequence], logits[None])
+
+    def _reuse(self, sequence: Sequence, row: int) -> None:
+        """Take over the KV of a sequence that begins the same under the same adapter, but for the last token."""
+        prompt, kv = sequence.prompt[:-1], self._forward.kv
+        length, found = self._kept.find(sequence.adapter, prompt)
+        source = None
+        for index, other in enumerate(self._rows):
+            if other is not sequence and other.adapter is sequence.adapter and other.filled > length:
+                common = common_prefix(other.tokens, prompt)
+                if common > length and common >= SHORTEST:
+                    length, source = common, index
+        if source is not None:
+            kv.copy(source, row, length)
+        elif length:
+            kv.write(row, found, length)
+        sequence.filled = sequence.cached = length
+
+    def _decode(self) -> list[Output]:
+        sequences = self._rows[: self._decoding]
+        ids = np.array([sequence.answer[-1] for sequence in sequences], np.int64)
+        lengths = np.array([sequence.filled + 1 for sequence in sequences], np.int64)
+        adapters = [sequence.adapter for sequence in sequences]
+        failed: dict[int, str] = {}
+        try:
+            logits = self._forward.decode(ids, lengths, adapters)
+        except RuntimeError:
+            # Which row it was, onnxruntime does not say. Running a row again writes the same keys and values again.
+            logits = np.full((len(ids), self._forward.vocab_size), np.nan, np.float32)
+            for row in range(len(ids)):
+                one = slice(row, row + 1)
+                try:
+                    logits[one] = self._forward.decode(ids[one], lengths[one], adapters[one], first=row)
+                except RuntimeError as error:
+                    failed[row] = str(error)
+        outputs = [self._fail(sequences[row], reason) for row, reason in failed.items()]
+        alive = [row for row in range(len(sequences)) if row not in failed]
+        for row in alive:
+            sequences[row].filled += 1
+        if alive:
+            outputs += self._take([sequences[row] for row in alive], logits if not failed else logits[alive])
+        return outputs
+
+    def _take(self, sequences: list[Sequence], logits: Logits) -> list[Output]:
+        """Choose a token for each sequence; those that end leave."""
+        failed: dict[int, str] = {}
+        finite = np.isfinite(logits.max(axis=-1))
+        for row, sequence in enumerate(sequences):
+            try:
+                if not finite[row]:
+                    raise ValueError("the model's output is not finite")
+                sequence.chooser.look_ahead()
+            except (ValueError, GuideInvalid) as error:
+                failed[row] = str(error)
+        outputs = [self._fail(sequences[row], reason) for row, reason in failed.items()]
+        if failed:
+            alive = [row for row in range(len(sequences)) if row not in failed]
+            sequences, logits = [sequences[row] for row in alive], logits[alive]
+        for sequence, choice in zip(sequences, choose(logits, [s.chooser for s in sequences]), strict=True):
+            try:
+                output = sequence.take(choice)
+            except GuideInvalid as error:
+                output = self._fail(sequence, str(error))
+            else:
+                if output.finish:
+                    self._leave(sequence, keep=True)
+            outputs.append(output)
+        return outputs
+
+    def _fail(self, sequence: Sequence, reason: str) -> Output:
+        self._leave(sequence, keep=False)
+        return Output(sequence.id, [], error=reason)
+
+    def _leave(self, sequence: Sequence, *, keep: bool) -> None:
+        """Free the sequence's row; if `keep`, its KV stays for a prompt that begins the same."""
+        row = self._rows.index(sequence)
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self._reserved -= sequence.longest
+        if keep:
+            self._keep(sequence, row)
+        if row < self._decoding:
+            self._decoding -= 1
+            self._move(self._decoding, row)
+            row = self._decoding
+        last = len(self._rows) - 1
+        self._move(last, row)
+        self._rows.pop()
+        if self._rows:
+            self._forward.kv.release(last)
+        else:
+            self._forward.release()
+
+    def _keep(self, sequence: Sequence, row: int) -> None:
+        tokens, owner = sequence.tokens, sequence.adapter
+        current = owner is None or self._adapters.get(owner.name) is owner
+        if len(tokens) < SHORTEST or not current or self._kept.covers(owner, tokens):
+            return
+        while self._reserved + self._kept.tokens + len(tokens) > self._kv_tokens:
+            if not self._kept.evict():
+                return
+        self._kept.keep(owner, tokens, self._forward.kv.read(row, len(tokens)))
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            self._rows[target] = self._rows[source]
+            self._forward.kv.copy(source, target, self._rows[target].filled)
+
+    def _swap(self, one: int, other: int) -> None:
+        if one != other:
+            rows = self._rows
+            self._forward.kv.swap(one, other, max(rows[one].filled, rows[other].filled))
+            rows[one], rows[other] = rows[other], rows[one]
+
+    def _prefill_speed(self) -> float:
+        """Prompt tokens a second, of a base without adapter."""
+        self._forward.reserve(1, PROBE, ())
+        ids = np.zeros(PROBE, np.int64)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            self._forward.prefill(0, ids, 0, None)
+            seconds.append(time.perf_counter() - start)
+        self._forward.release()
+        return PROBE / min(seconds)

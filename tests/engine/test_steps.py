@@ -1,0 +1,104 @@
+"""What a step does: slices between tokens, turns by adapter, and failures that stay with their sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnxruntime import AdapterFormat, OrtValue
+
+from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.batched import BatchedLane
+from loraplex.server.engine.messages import Guide, Sampling, Submit
+from loraplex.server.errors import BundleInvalid
+from tests.engine.lanes import GREEDY, Model, batched, generator, run
+
+LONG = [int(token) for token in np.random.default_rng(3).integers(8, 150, 96)]
+ENDLESS = Sampling(temperature=0, ignore_eos=True)
+
+
+def test_a_stream_gets_a_token_a_step_while_a_long_prompt_is_computed(llama: Model) -> None:
+    lane = batched(llama)
+    lane.submit(Submit(0, None, [9, 10], 60, ENDLESS))
+    assert [output.sequence for output in lane.step()] == [0]
+    lane.submit(Submit(1, "four", LONG, 4, ENDLESS))
+    for _ in range(len(LONG) // 8 - 1):
+        assert [output.sequence for output in lane.step()] == [0]
+    assert [output.sequence for output in lane.step()] == [0, 1]
+
+
+def test_a_flood_of_one_adapter_costs_another_one_slice(llama: Model) -> None:
+    lane = batched(llama)
+    for index in range(8):
+        lane.submit(Submit(index, "nine", LONG, 4, ENDLESS))
+    lane.step()
+    lane.submit(Submit(9, "four", LONG[:8], 4, ENDLESS))
+    first = [output.sequence for _ in range(2) for output in lane.step()]
+    assert first == [9]
+
+
+def test_bad_requests_are_told_one_by_one(llama: Model) -> None:
+    lane = batched(llama)
+    bad = [
+        Submit(1, "missing", [9], 4, GREEDY),
+        Submit(2, None, [160], 4, GREEDY),
+        Submit(3, None, [-1], 4, GREEDY),
+        Submit(4, None, [], 4, GREEDY),
+        Submit(5, None, [9], 4, Sampling(logit_bias={160: 1.0})),
+        Submit(6, None, [9], 4, Sampling(stop_tokens=[-7])),
+    ]
+    answers = run(lane, [*bad, Submit(9, None, [9], 4, ENDLESS)])
+    assert all(answers[request.sequence].error for request in bad)
+    assert len(answers[9].tokens) == 4
+
+
+def test_an_adapter_that_overflows_fails_alone(llama: Model, tmp_path: Path) -> None:
+    lane = batched(llama)
+    values = {}
+    for projection, (rows, columns) in llama.bundle.manifest.base.projections.items():
+        for side, shape in (("A", (rows, 2)), ("B", (2, columns))):
+            weight = np.full(shape, 1e30, np.float32)
+            values[f"model.layers.{projection}.lora_{side}.weight"] = OrtValue.ortvalue_from_numpy(weight)
+    file = AdapterFormat()
+    file.set_parameters(values)
+    file.export_adapter(str(tmp_path / "huge.onnx_adapter"))
+    base = llama.bundle.manifest.base
+    manifest = AdapterManifest(1, "huge.onnx_adapter", "0" * 64, base.fingerprint, "float32", {}, {})
+    lane.load_adapter("huge", tmp_path, manifest)
+    requests = [Submit(i, ["huge", None, "four"][i % 3], LONG[i : i + 9], 12, GREEDY) for i in range(6)]
+    answers = run(lane, requests)
+    for request in requests:
+        if request.adapter == "huge":
+            assert answers[request.sequence].error == "the model's output is not finite"
+        else:
+            expected = llama.expected(request.adapter, tuple(request.prompt), 12)
+            assert answers[request.sequence].tokens == expected
+
+
+def test_what_the_generator_lane_cannot_do_it_refuses(llama: Model) -> None:
+    lane = generator(llama)
+    wanted = {
+        "min_p": Sampling(min_p=0.1),
+        "frequency_penalty": Sampling(frequency_penalty=1),
+        "presence_penalty": Sampling(presence_penalty=1),
+        "logit_bias": Sampling(logit_bias={9: 1.0}),
+        "min_tokens": Sampling(min_tokens=2),
+        "stop_tokens": Sampling(stop_tokens=[9]),
+        "ignore_eos": Sampling(ignore_eos=True),
+        "logprobs": Sampling(logprobs=0),
+    }
+    requests = [Submit(index, None, [9], 4, sampling) for index, sampling in enumerate(wanted.values())]
+    guided = Submit(99, None, [9], 4, GREEDY, Guide("regex", "a"))
+    answers = run(lane, [*requests, guided])
+    for index, name in enumerate([*wanted, "guide"]):
+        assert name in (answers[index if name != "guide" else 99].error or "")
+
+
+def test_a_base_that_is_none(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(BundleInvalid):
+        BatchedLane(tmp_path, threads=1, prefill_chunk=0)
+    (tmp_path / "genai_config.json").write_bytes((folder / "genai_config.json").read_bytes())
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(BundleInvalid):
+        BatchedLane(tmp_path, threads=1, prefill_chunk=0)
