@@ -98,7 +98,7 @@ def export_base(
         path = log or Path(scratch) / "export.log"
         with path.open("w", encoding="utf-8") as stream:
             try:
-                with _noise_to(stream):
+                with noise_to(stream):
                     _run_builder(folder, output, precision, options, Path(scratch) / "cache")
             except Exception as error:
                 failure = ExportFailed(
@@ -161,7 +161,7 @@ def _run_builder(folder: Path, output: Path, precision: Precision, options: Mapp
 
 
 @contextlib.contextmanager
-def _noise_to(stream: TextIO) -> Iterator[None]:
+def noise_to(stream: TextIO) -> Iterator[None]:
     """Turn prints, progress bars, warnings and log records of this process to a stream.
 
     The quantizer of onnxruntime calls logging.basicConfig when it is imported; having a handler for the time of the

@@ -1,0 +1,182 @@
+"""One og.Engine over a routed model folder, and the sequences that run in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+
+from loraplex.server.engine.linker import CONFIG, Linked
+from loraplex.server.engine.messages import Finish, Output, Sampling, Submit
+
+_TOKEN = og.EngineEventFlags.TOKEN.value
+_FAILED = og.EngineEventFlags.FAILED.value
+_FINISHED = og.EngineEventFlags.TURN_FINISHED.value
+_GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_grammar"}
+UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"))
+"""Fields of Sampling that og.Engine has no option for."""
+_PLAIN = Sampling()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an og.Engine is set up. All but `max_batch_size` concern CUDA alone."""
+
+    max_batch_size: int = 64
+    """Sequences in one step, at most 256; more wait inside the engine."""
+    kv_blocks: int | None = None
+    """KV blocks of 256 tokens; None gives the cache `kv_memory` of the GPU memory that is free when it is made."""
+    kv_memory: float = 0.4
+    """Under half, so that a second engine finds room beside the first while adapters are swapped."""
+    prefix_cache: bool = True
+    cuda_graphs: bool = True
+    max_scheduled_tokens: int = 2048
+    """Tokens in one step, prompts and answers together: what a running stream may have to wait for."""
+    session: Mapping[str, str] = field(default_factory=dict)
+    """More session options of onnxruntime."""
+
+
+@dataclass
+class Sequence:
+    """A sequence and what it has generated so far, from which it can go on in another engine."""
+
+    request: Submit
+    tokens: list[int] = field(default_factory=list)
+
+
+class RoutedEngine:
+    """Owned by one thread."""
+
+    def __init__(
+        self, linked: Linked, files: Mapping[str, Path], device: str, threads: int, options: EngineOptions
+    ) -> None:
+        """Load the model; raises RuntimeError with onnxruntime-genai's own reason, out of memory for one.
+
+        `files` are the adapter files that were linked, by name.
+        """
+        self.linked = linked
+        self.files = dict(files)
+        self.running: dict[int, Sequence] = {}
+        settings = json.loads((linked.folder / CONFIG).read_text("utf-8"))
+        end = settings["model"]["eos_token_id"]
+        self._end_token: int = end if isinstance(end, int) else end[0]
+        self._dynamic = device == "cuda"
+        config = og.Config(str(linked.folder))
+        config.clear_providers()
+        session: dict[str, Any] = {"intra_op_num_threads": threads, **options.session}
+        if device == "cuda":
+            config.append_provider("cuda")
+            config.set_provider_option("cuda", "enable_cuda_graph", "1" if options.cuda_graphs else "0")
+            blocks: dict[str, float] = (
+                {"gpu_utilization_factor": options.kv_memory}
+                if options.kv_blocks is None
+                else {"num_blocks": options.kv_blocks}
+            )
+            batching = {
+                "dynamic_batching": {
+                    "max_batch_size": options.max_batch_size,
+                    "max_scheduled_tokens": options.max_scheduled_tokens,
+                    "prefix_caching": options.prefix_cache,
+                    **blocks,
+                }
+            }
+        else:
+            batching = {"static_batching": {"max_batch_size": options.max_batch_size}}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}, "engine": batching}))
+        self._engine = og.Engine(og.Model(config))
+        self._buffer = self._engine.create_event_buffer(4 * options.max_batch_size)
+        self._handles: dict[int, Any] = {}
+        self._ids: dict[Any, int] = {}
+
+    @staticmethod
+    def cannot(request: Submit) -> str | None:
+        """The first thing asked for that og.Engine does not do; None where it can do all."""
+        asked = request.sampling
+        return next((name for name in sorted(UNSUPPORTED) if getattr(asked, name) != getattr(_PLAIN, name)), None)
+
+    def begin(self, sequence: Sequence) -> None:
+        """Run a sequence, from its prompt and what it has generated. Raises RuntimeError for options out of range."""
+        request, done = sequence.request, len(sequence.tokens)
+        prompt = self.linked.tag([*request.prompt, *sequence.tokens], request.adapter)
+        limits = og.RequestOptions()
+        limits.set_max_session_tokens(len(request.prompt) + request.max_tokens)
+        handle = self._engine.create_request(options=limits)
+        handle.begin_turn(np.asarray(prompt, np.int32), self._turn(handle, request, done))
+        self.running[request.sequence] = sequence
+        self._handles[request.sequence] = handle
+        self._ids[handle] = request.sequence
+
+    def run(self) -> list[Output]:
+        """One step of everything that runs. Raises RuntimeError where the engine cannot go on at all."""
+        tokens: dict[int, list[int]] = {}
+        ends: dict[int, Output] = {}
+        for event in self._engine.run(self._buffer):
+            # An event of a sequence that was closed meanwhile finds no entry.
+            if (number := self._ids.get(event.request)) is None or number in ends:
+                continue
+            gained, flags = tokens.setdefault(number, []), event.flags.value
+            if flags & _TOKEN:
+                gained.append(event.token)
+                self.running[number].tokens.append(event.token)
+                if self._stops(self.running[number], event.token):
+                    ends[number] = Output(number, gained, "stop")
+                    continue
+            if flags & _FAILED:
+                ends[number] = Output(number, gained, error=f"the engine failed: {event.error_code.name.lower()}")
+            elif flags & _FINISHED:
+                finish: Finish = "length"
+                if event.finish_reason == og.FinishReason.EOS:
+                    # The engine keeps an end token to itself; every lane hands on the token that ended a sequence.
+                    gained.append(self._end_token)
+                    finish = "stop"
+                ends[number] = Output(number, gained, finish, cached=event.usage.cached_prompt_tokens)
+        for number in ends:
+            self.close(number)
+        return [
+            ends.get(number) or Output(number, gained) for number, gained in tokens.items() if number in ends or gained
+        ]
+
+    def close(self, number: int) -> Sequence | None:
+        """Drop a sequence and free its memory; None where it does not run here."""
+        if (handle := self._handles.pop(number, None)) is None:
+            return None
+        del self._ids[handle]
+        handle.close()
+        return self.running.pop(number)
+
+    def take_all(self) -> list[Sequence]:
+        """Drop all sequences and return them, oldest first."""
+        return [sequence for number in list(self.running) if (sequence := self.close(number))]
+
+    def _turn(self, handle: Any, request: Submit, done: int) -> Any:
+        """Every option is set, because the defaults come from the checkpoint's genai_config.json.
+
+        But for those that the engine refuses beside a choice of the likeliest token as a contradiction.
+        """
+        sampling, left = request.sampling, request.max_tokens - done
+        turn = og.TurnOptions(handle)
+        turn.set_max_generated_tokens(left)
+        turn.set_min_generated_tokens(left if sampling.ignore_eos else max(0, sampling.min_tokens - done))
+        greedy = sampling.temperature == 0 or sampling.top_k == 1
+        turn.set_do_sample(not greedy)
+        turn.set_top_p(sampling.top_p)
+        if not greedy:
+            turn.set_temperature(sampling.temperature)
+            turn.set_top_k(min(sampling.top_k, self.linked.vocab_size))
+        turn.set_repetition_penalty(sampling.repetition_penalty)
+        turn.set_no_repeat_ngram_size(0)
+        if self._dynamic:
+            turn.set_seed(sampling.seed)
+        if request.guide is not None:
+            turn.set_guidance(_GUIDES[request.guide.kind], request.guide.text)
+        return turn
+
+    @staticmethod
+    def _stops(sequence: Sequence, token: int) -> bool:
+        sampling = sequence.request.sampling
+        return token in sampling.stop_tokens and len(sequence.tokens) > sampling.min_tokens

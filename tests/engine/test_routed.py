@@ -1,0 +1,252 @@
+"""The routed lane gives PEFT's tokens, whatever happens to the set of adapters meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loraplex.server.engine.adapter_file import check_adapter
+from loraplex.server.engine.messages import Sampling, Submit
+from loraplex.server.engine.residency import choose
+from loraplex.server.engine.routed import RoutedLane
+from loraplex.server.engine.routed_engine import EngineOptions
+from tests.checkpoints import Family
+from tests.engine.lanes import GREEDY, Answer, Model, ask, generator, run
+
+ADAPTERS = (None, "four", "nine", "some")
+PROMPTS: list[tuple[int, ...]] = [
+    (0, *(8 + 7 * position % 150 for position in range(20))),
+    (0, *(8 + 7 * position % 150 for position in range(11))),
+    (33, 12),
+    (0, *(8 + 11 * position % 150 for position in range(60))),
+]
+COUNT = 16
+
+
+def routed(model: Model, cache: Path, *names: str, **options: Any) -> RoutedLane:
+    """A lane on the CPU with these adapters, all where none is named."""
+    options = {"options": EngineOptions(max_batch_size=8)} | options
+    lane = RoutedLane(model.bundle.variant("generator"), device="cpu", threads=1, cache=cache, **options)
+    load(lane, model, *(names or model.peft))
+    return lane
+
+
+def load(lane: RoutedLane, model: Model, *names: str) -> None:
+    for name in names:
+        folder = model.bundle.adapter(name)
+        lane.load_adapter(name, folder, check_adapter(folder, model.bundle.manifest.base))
+
+
+def requests(adapters: tuple[str | None, ...] = ADAPTERS, start: int = 0) -> list[Submit]:
+    return [
+        Submit(start + index, adapter, list(PROMPTS[index % len(PROMPTS)]), COUNT, GREEDY)
+        for index, adapter in enumerate(adapters)
+    ]
+
+
+def check(model: Model, answers: dict[int, Answer], asked: list[Submit]) -> None:
+    for request in asked:
+        answer = answers[request.sequence]
+        expected = model.expected(request.adapter, tuple(request.prompt), request.max_tokens)
+        assert answer.error is None
+        assert answer.tokens == expected, (request.sequence, request.adapter)
+        assert answer.finish == ("stop" if expected[-1] == 1 else "length")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the tests, as by the lanes of a server that is started again."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
+def test_mixed_batch(family: Family, models: dict[Family, Model], cache: Path) -> None:
+    lane = routed(models[family], cache)
+    asked = requests()
+    check(models[family], run(lane, asked), asked)
+    # Again, on an engine that has seen the same prompts under other adapters.
+    turned = requests((*ADAPTERS[1:], None), start=10)
+    check(models[family], run(lane, turned), turned)
+    assert lane.linked == {"four", "nine", "some"}
+    assert not lane.busy
+
+
+def test_adapters_come_while_sequences_run(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache, "four")
+    asked = requests((None, "four", "four"))
+    for request in asked:
+        lane.submit(request)
+    answers = {request.sequence: Answer() for request in asked}
+    while not any(answer.tokens for answer in answers.values()):
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    load(lane, llama, "nine", "some")
+    late = requests(("nine", "some", "four", None), start=10)
+    answers |= {request.sequence: Answer() for request in late}
+    for request in late:
+        lane.submit(request)
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    check(llama, answers, [*asked, *late])
+    assert lane.linked == {"four", "nine", "some"}
+
+
+def test_more_adapters_than_room(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache, max_linked=1, drain_seconds=0.0)
+    asked = requests(("four", "nine", None, "some", "four", "nine", "some"))
+    check(llama, run(lane, asked), asked)
+    assert len(lane.linked) == 1
+
+
+def test_running_sequences_move_where_an_old_engine_does_not_drain(llama: Model, cache: Path) -> None:
+    """With no time to drain, sequences go on in the next engine from what they have generated."""
+    lane = routed(llama, cache, "four", max_linked=2, drain_seconds=0.0)
+    long = Submit(0, "four", [0, 8, 9], 120, Sampling(temperature=0, ignore_eos=True))
+    lane.submit(long)
+    tokens: list[int] = []
+    names = iter(("nine", "some", "nine", "some"))
+    number = 1
+    while lane.busy:
+        for output in lane.step():
+            assert output.error is None
+            if output.sequence == 0:
+                tokens += output.tokens
+        if len(tokens) >= 20 * number and (name := next(names, None)):
+            load(lane, llama, name)
+            lane.submit(Submit(number, name, list(PROMPTS[1]), 4, GREEDY))
+            number += 1
+    assert number == 5
+    whole = routed(llama, cache, "four")
+    assert tokens == ask(whole, [0, 8, 9], "four", 120, sampling=Sampling(temperature=0, ignore_eos=True)).tokens
+
+
+def test_cancel_and_unload(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache)
+    asked = requests()
+    answers = run(lane, asked, cancels={1: 3, 2: 0})
+    check(llama, answers, [asked[0], asked[3]])
+    assert answers[1].finish is None
+    assert answers[2].tokens == []
+    lane.unload_adapter("nine")
+    assert ask(lane, PROMPTS[0], "nine").error == "there is no adapter 'nine'"
+    assert lane.linked == {"four", "some"}
+
+
+def test_unloaded_while_it_is_waited_for(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache, "four", max_linked=1)
+    run(lane, requests(("four",)))
+    load(lane, llama, "nine")
+    lane.submit(requests(("nine",))[0])
+    lane.unload_adapter("nine")
+    outputs = [output for _ in range(3) for output in lane.step()]
+    assert [output.error for output in outputs] == ["adapter 'nine' was unloaded"]
+    assert not lane.busy
+
+
+def test_replaced_adapter(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache, "four", "nine")
+    run(lane, requests(("four",)))
+    folder = llama.bundle.adapter("some")
+    lane.load_adapter("four", folder, check_adapter(folder, llama.bundle.manifest.base))
+    answer = ask(lane, PROMPTS[0], "four", COUNT)
+    assert answer.tokens == llama.expected("some", PROMPTS[0], COUNT)
+
+
+def test_broken_adapter_fails_its_own_requests_only(llama: Model, cache: Path, tmp_path: Path) -> None:
+    lane = routed(llama, cache, "four")
+    run(lane, requests(("four",)))
+    folder = llama.bundle.adapter("nine")
+    manifest = check_adapter(folder, llama.bundle.manifest.base)
+    (tmp_path / manifest.file).write_bytes(b"damaged after it was checked")
+    lane.load_adapter("broken", tmp_path, manifest)
+    answers = run(lane, [*requests(("broken",), start=5), *requests((None, "four"))])
+    assert "cannot be linked" in (answers[5].error or "")
+    check(llama, answers, requests((None, "four")))
+
+
+@pytest.mark.parametrize("prompt", [[], [160], [-1], [0, 2**31 - 1], [160 * 2]])
+def test_ids_out_of_range_are_refused(llama: Model, cache: Path, prompt: list[int]) -> None:
+    """Anything from the vocabulary's size on would choose an adapter."""
+    lane = routed(llama, cache)
+    assert "out of range" in (ask(lane, prompt).error or "")
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=-1), Sampling(top_p=1.5), Sampling(repetition_penalty=0), Sampling(logprobs=0)]
+)
+def test_sampling_that_cannot_be(llama: Model, cache: Path, sampling: Sampling) -> None:
+    lane = routed(llama, cache)
+    answer = ask(lane, PROMPTS[0], sampling=sampling)
+    assert answer.error
+    assert answer.tokens == []
+    check(llama, run(lane, requests()), requests())
+
+
+def test_sampling_options(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache)
+    expected = llama.expected("nine", PROMPTS[0], COUNT)
+    stopped = ask(lane, PROMPTS[0], "nine", COUNT, sampling=Sampling(temperature=0, stop_tokens=[expected[4]]))
+    assert stopped.tokens == expected[: expected.index(expected[4]) + 1]
+    assert stopped.finish == "stop"
+    ones = ask(lane, PROMPTS[0], "nine", COUNT, sampling=Sampling(temperature=0.7, top_k=1))
+    assert ones.tokens == expected
+    few = ask(lane, PROMPTS[0], "nine", 40, sampling=Sampling(temperature=5.0, top_k=10_000, ignore_eos=True))
+    assert len(few.tokens) == 40
+    assert max(few.tokens) < llama.bundle.manifest.base.vocab_size, "a tag was sampled"
+
+
+def test_repetition_penalty_is_that_of_the_generator_lane(llama: Model, cache: Path) -> None:
+    sampling = Sampling(temperature=0, repetition_penalty=1.3)
+    lane, other = routed(llama, cache), generator(llama)
+    for adapter in ADAPTERS:
+        expected = ask(other, PROMPTS[0], adapter, COUNT, sampling=sampling).tokens
+        assert ask(lane, PROMPTS[0], adapter, COUNT, sampling=sampling).tokens == expected
+
+
+def test_fallback_takes_what_is_cold_or_beyond_the_engine(llama: Model, cache: Path) -> None:
+    from loraplex.server.engine.generator import GeneratorLane
+
+    other = GeneratorLane(llama.bundle.variant("generator"), device="cpu", threads=1, prefill_chunk=8)
+    lane = routed(llama, cache, fallback=other)
+    asked = requests()
+    for request in asked:
+        lane.submit(request)
+    assert other.busy, "nothing is linked yet, so the other lane answers"
+    answers = {request.sequence: Answer() for request in asked}
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    check(llama, answers, asked)
+    for request in asked:
+        lane.submit(request)
+    assert not other.busy
+    lane.submit(Submit(9, None, [0, 9], 4, Sampling(temperature=0, min_p=0.5)))
+    assert other.busy or any("min_p" in (output.error or "") for output in other.step())
+
+
+@given(
+    known=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 99)),
+    linked=st.sets(st.sampled_from("abcdefghij")),
+    wanted=st.lists(st.sampled_from("abcdefgh")),
+    capacity=st.integers(1, 5),
+)
+def test_residency(known: dict[str, int], linked: set[str], wanted: list[str], capacity: int) -> None:
+    linked = set(sorted(linked)[:capacity])
+    chosen = choose(known, linked, wanted, capacity)
+    waiting = [name for name in dict.fromkeys(wanted) if name in known and name not in linked]
+    if chosen is None:
+        assert not waiting
+        assert len(linked & known.keys()) == min(capacity, len(known))
+        return
+    assert set(chosen) <= known.keys()
+    assert len(chosen) == min(capacity, len(known))
+    assert set(waiting[:capacity]) <= set(chosen), "those that waited longest come first"
+    assert set(chosen) != linked, "nothing is linked for nothing"
+    spare = set(chosen) - set(waiting)
+    left = known.keys() - set(chosen)
+    assert all(known[name] >= known[other] for name in spare for other in left - set(waiting))
