@@ -45,7 +45,8 @@ class BatchedLane:
         """Load the base.
 
         `prefill_chunk` 0 measures how many prompt tokens take SLICE_SECONDS, and computes so many at once. `kv_bytes`
-        bounds the KV cache; 0 is half of the memory that is available then. Raises BundleInvalid with onnxruntime's own reason.
+        bounds the KV cache; 0 is half of the memory that is available then. Raises BundleInvalid with onnxruntime's own
+        reason.
         """
         self._forward = Forward(folder, threads)
         self._guides = Guides(folder / "tokenizer.json", self._forward.vocab_size, self._forward.end_tokens)
