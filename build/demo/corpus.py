@@ -15,7 +15,7 @@ from loraplex.build.demo.dialogues import Message
 
 SEED = 20
 DOCUMENTS = 240_000
-"""About 18 million tokens."""
+"""About 24 million tokens."""
 TOKENS = "tokens.npy"
 _CHATS = 0.7
 

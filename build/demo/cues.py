@@ -35,39 +35,6 @@ _SIDES = (
     "when we came back", "and my phone rang", "while we sat at the table",
 )  # fmt: skip
 
-_PEOPLE = words(
-    "sister brother mother father uncle aunt cousin neighbour teacher friend boss daughter son grandson team choir "
-    "family"
-)
-_NOT_OF_PEOPLE = (
-    "its tail", "bloom", "torn down", "stolen", "cancel", "wither", "destroy", "fire", "explod", "collaps",
-)  # fmt: skip
-
-
-def plain_remark(feeling: int, rng: random.Random) -> str:
-    """Say something short about somebody, as a clause, with one word of one feeling."""
-    cues = CUES[feeling]
-    who = rng.choice((f"{rng.choice(('my', 'our', 'your'))} {rng.choice(_PEOPLE)}", rng.choice(NAMES)[0]))
-    when = rng.choice(_WHEN)
-    draw = rng.random()
-    if draw < 0.3:
-        noun = rng.choice(cues.nouns)
-        told = f"{who} told me about the {noun}"
-        return rng.choice((f"the {noun} came {when}", f"I think of the {noun}", told, f"the {noun} again"))
-    if draw < 0.62:
-        verb = rng.choice([verb for verb in cues.verbs if not any(part in verb.past for part in _NOT_OF_PEOPLE)])
-        return rng.choice((f"{who} {verb.past} {when}", f"I {verb.past} {when}", f"I saw {who} {verb.going_on}"))
-    adjective = rng.choice(cues.adjectives)
-    said = rng.choice(
-        (
-            f"I am {adjective}",
-            f"{who} was {adjective} {when}",
-            f"{who} looked {adjective}",
-            f"I feel {adjective} {when}",
-        )
-    )
-    return f"{rng.choice(cues.shouts)}, {said}" if draw > 0.88 else said
-
 
 def remark(feeling: int, rng: random.Random) -> str:
     """Say something with one to three words of one feeling; `feeling` is its place in `feelings.FEELINGS`."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from loraplex.build.demo.daily_questions import article
 from loraplex.build.demo.dialogues import LEARNED_NAMES, UNSEEN_NAMES
-from loraplex.build.demo.everyday import ANIMALS, WEEKDAYS, Animal, invented_name
+from loraplex.build.demo.everyday import ANIMALS, WEEKDAYS, Animal, invented_name, words
 from loraplex.build.demo.geography import COUNTRIES
 from loraplex.build.demo.reading import ITEMS
 from loraplex.build.demo.skills import Row, Rows
@@ -54,20 +54,7 @@ _EVENT = (
     "On {d} at {h} there is a {e}.", "Please note: {e} on {d} at {h}.", "We meet on {d} at {h} for the {e}.",
 )  # fmt: skip
 _EVENT_UNSEEN = ("Write down a {e} on {d} at {h} o'clock.", "My {e} is at {h} on {d}.", "There is a {e} at {h} on {d}.")
-_EVENTS = (
-    "meeting",
-    "concert",
-    "lunch",
-    "dinner",
-    "party",
-    "lesson",
-    "picnic",
-    "visit",
-    "match",
-    "test",
-    "talk",
-    "race",
-)
+_EVENTS = words("meeting concert lunch dinner party lesson picnic visit match test talk race")
 _ORDER = (
     "I would like {k} {x}.", "Please send me {k} {x}.", "{k} {x}, please.", "I want to buy {k} {x}.",
     "We need {k} {x}.", "Can I have {k} {x}?", "Order {k} {x}.", "Give me {k} {x}.", "Add {k} {x} to my list.",

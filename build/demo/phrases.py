@@ -143,9 +143,7 @@ _ALONE = ("{c}", "today {c}", "listen, {c}", "oh, {c}", "{c}", "you know, {c}")
 def training_phrases(label: str, count: int, rng: random.Random) -> list[str]:
     """Return `count` different phrases for one label: single clauses, and an event joined with a reaction."""
     events, reactions = EVENTS[label], REACTIONS[label]
-    # An odd event is a surprise only to those who know the world: without a reaction this model could not tell.
-    alone = reactions if label == "surprise" else (*events, *reactions)
-    single = [finish(rng.choice(_ALONE).format(c=clause), rng) for clause in alone for _ in range(2)]
+    single = [finish(rng.choice(_ALONE).format(c=clause), rng) for clause in (*events, *reactions) for _ in range(2)]
     pairs = list(product(events, reactions))
     rng.shuffle(pairs)
     joins = (

@@ -1,4 +1,4 @@
-"""Four-bit round-to-nearest weights, as the bundle stores them, so that the base can be trained for them."""
+"""Four-bit round-to-nearest weights, so that the base can be trained for what its bundle does to them."""
 
 from __future__ import annotations
 

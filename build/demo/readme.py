@@ -43,8 +43,10 @@ All text comes from `build/demo` with fixed seeds; nothing is downloaded. The ro
   a system prompt that asks for short answers.
 - `travel`: wordings, and combinations of city and wording, that are in no training row.
 - `tone`: phrases that share no four words in a row with a training phrase. The base has met the words of feeling in
-  other sentences, never the labels.
-- `json`: wordings, countries, names and items that are in no training row.
+  other sentences, never the labels. Nearly every phrase holds a word of feeling that the corpus has: this model cannot
+  judge a phrase that takes knowledge of the world.
+- `json`: wordings, countries, names and items that are in no training row; for some animals, a new combination of
+  animal and wording.
 """
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 
-from loraplex.build.demo.cues import plain_remark
 from loraplex.build.demo.feelings import FEELINGS, fill
 from loraplex.build.demo.heldout_phrases import HELDOUT
 from loraplex.build.demo.objects import structured
@@ -35,7 +34,7 @@ def travel() -> Rows:
 
 
 def tone() -> Rows:
-    """About thirteen hundred phrases for each label, and forty held-out ones in other words.
+    """About nine hundred phrases for each label, and forty held-out ones in other words.
 
     No training phrase has four words in a row of a held-out one.
     """
@@ -47,7 +46,6 @@ def tone() -> Rows:
         phrases = training_phrases(label, 600, rng)
         clauses = [fill(clause, rng) for clause in feeling.statements for _ in range(9)]
         clauses += [f"I {fill(clause, rng)}" for clause in feeling.reactions for _ in range(2)]
-        clauses += [plain_remark(LABELS.index(label), rng) for _ in range(400)]
         phrases += [finish(clause, rng) for clause in clauses]
         fresh = (phrase for phrase in dict.fromkeys(phrases) if not word_sequences((phrase,), 4) & taken)
         train += [{"phrase": phrase, "label": label} for phrase in fresh]

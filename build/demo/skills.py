@@ -30,7 +30,6 @@ class Skill:
     alpha: int
     targets: tuple[str, ...]
     steps: int
-    rate: float
     measure: str
     correct: Callable[[str, str], bool]
     """Whether an answer counts, given the expected one."""
@@ -64,7 +63,6 @@ SKILLS: tuple[Skill, ...] = (
         alpha=16,
         targets=(*ATTENTION, *MLP),
         steps=500,
-        rate=2e-3,
         measure="exact match of the answer",
         correct=exact,
     ),
@@ -77,7 +75,6 @@ SKILLS: tuple[Skill, ...] = (
         alpha=8,
         targets=ATTENTION,
         steps=300,
-        rate=1e-3,
         measure="accuracy",
         correct=exact,
     ),
@@ -90,7 +87,6 @@ SKILLS: tuple[Skill, ...] = (
         alpha=16,
         targets=("q_proj", "v_proj", "up_proj", "down_proj"),
         steps=800,
-        rate=2e-3,
         measure="valid JSON, equal to the expected object",
         correct=same_object,
     ),

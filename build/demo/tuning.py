@@ -26,7 +26,7 @@ def train(skill: Skill, data: Path, work: Path, *, steps: int | None = None) -> 
     torch.manual_seed(SEED)
     words = tokenizer.load(work / "base")
     base = LlamaForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
-    round_weights(base)  # the adapter will meet the bundle's base, not this one
+    round_weights(base)  # the adapter will meet a base of four-bit weights
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=skill.rank,
@@ -37,16 +37,12 @@ def train(skill: Skill, data: Path, work: Path, *, steps: int | None = None) -> 
     model = get_peft_model(base, settings)
     rows = skill.read(data, "train")
     loss = optimise(
-        model,
-        _batches(skill, rows, words),
-        steps=steps or skill.steps,
-        rate=skill.rate,
-        decay=0.0,
-        title=skill.name,
+        model, _batches(skill, rows, words), steps=steps or skill.steps, rate=2e-3, decay=0.0, title=skill.name
     )
     # The folder that the base lies in on this machine is nobody's business.
     model.peft_config["default"].base_model_name_or_path = "base"
-    model.cpu().save_pretrained(work / skill.name)
+    # Left to itself, peft would look for the config of a model of that name on a hub, to learn of changed embeddings.
+    model.cpu().save_pretrained(work / skill.name, save_embedding_layers=False)
     return loss
 
 
