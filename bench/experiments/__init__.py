@@ -1,0 +1,1 @@
+"""Measurements that a design decision rests on, one file each."""
