@@ -69,6 +69,8 @@ def _serve(bundle: Path, settings: Settings, welcome: str | None = None) -> None
         asyncio.run(run(Bundle.open(bundle), settings, welcome))
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def main() -> None:

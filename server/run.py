@@ -84,7 +84,8 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
             config.app = create_app(serving)
 
             def announce() -> None:
-                url = f"http://{settings.host}:{listener.getsockname()[1]}"
+                host = f"[{settings.host}]" if ":" in settings.host else settings.host
+                url = f"http://{host}:{listener.getsockname()[1]}"
                 logger.info("ready on %s; models: %s", url, ", ".join(model.name for model in serving.registry))
                 if welcome:
                     print(welcome.format(url=url), flush=True)

@@ -17,6 +17,7 @@ from loraplex.server.generation import Generation
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Registry
 from loraplex.server.settings import Settings
+from loraplex.server.text.guide import GuideChecker
 from loraplex.server.text.tokenizer import Text
 
 
@@ -32,6 +33,7 @@ class Serving:
     admission: Admission
     generation: Generation
     metrics: Metrics
+    guides: GuideChecker
     context_length: int
     """Longest sequence, in tokens."""
     fingerprint: str
@@ -73,6 +75,7 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
             admission=admission,
             generation=Generation(engine, admission, text, metrics),
             metrics=metrics,
+            guides=GuideChecker(),
             context_length=min(base.context_length, settings.max_model_len or base.context_length),
             fingerprint="fp_" + base.fingerprint.removeprefix("sha256:")[:12],
             started=time.time(),

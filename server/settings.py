@@ -52,7 +52,7 @@ class Settings:
     "Longest chat answer where a request sets no max_tokens; the KV cache is reserved for it."
 
     prefill_chunk: Annotated[int, Parameter(validator=Number(gte=0))] = 0
-    "Prompt tokens computed at once; running streams wait for one such chunk at a time. 0: 128 on a CPU, 1024 on CUDA."
+    "Prompt tokens computed at once; running streams wait for one such chunk at a time; 0 leaves it to the engine."
 
     kv_cache_mib: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     "Memory for keys and values of the batched engine, in MiB; 0 takes half of what is free at start."

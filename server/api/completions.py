@@ -40,12 +40,8 @@ async def completions(request: Request) -> Response:
 
 async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> list[Job]:
     model = server.registry.get(body.model)
-    prompts = await _prompts(server, body)
     count = body.n or 1
-    if len(prompts) * count > MAX_CHOICES:
-        raise InvalidRequest(
-            f"{len(prompts)} prompts with n={count} make more than {MAX_CHOICES} choices: send fewer at once", param="n"
-        )
+    prompts = await _prompts(server, body, MAX_CHOICES // count)
     defaults = (each.max_tokens for each in model.sampling)
     wanted = next((limit for limit in (body.max_tokens, *defaults) if limit is not None), None)
     first = sampling(server, body, model, logprobs=body.logprobs)
@@ -61,12 +57,17 @@ async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> lis
     return jobs
 
 
-async def _prompts(server: Serving, body: CompletionRequest) -> list[list[int]]:
-    """Token ids of every prompt. Raises InvalidRequest for empty ones and for ids out of range."""
+async def _prompts(server: Serving, body: CompletionRequest, most: int) -> list[list[int]]:
+    """Token ids of every prompt. Raises InvalidRequest for more than `most`, empty ones and ids out of range."""
     given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     prompts: list[list[int]]
     if all(isinstance(item, int) for item in given):
         prompts = [[item for item in given if isinstance(item, int)]]
+    elif len(given) > most:  # said before any of them is encoded, which takes its time
+        raise InvalidRequest(
+            f"{len(given)} prompts with n={body.n or 1} make more than {MAX_CHOICES} choices: send fewer at once",
+            param="n",
+        )
     elif all(isinstance(item, str) for item in given):
         prompts = [await server.text.encode(str(item), add_special_tokens=True) for item in given]
     elif all(isinstance(item, list) for item in given):

@@ -7,14 +7,12 @@ import secrets
 from typing import Any
 
 import msgspec
-from starlette.concurrency import run_in_threadpool
 
 from loraplex.server.api.schema import ChatRequest, Generate, JSONObjectFormat, JSONSchemaFormat
 from loraplex.server.engine.messages import Guide, Sampling
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
 from loraplex.server.registry import Model
 from loraplex.server.serving import Serving
-from loraplex.server.text.guide import check_guide
 
 SEEDS = 2**31
 """The engine takes 31 bits."""
@@ -77,8 +75,7 @@ async def guide(server: Serving, request: Generate) -> Guide | None:
     ((param, found),) = wanted.items()
     if "guide" in server.engine.unsupported:
         raise _unsupported(server, "guide", param)
-    # Compiling a large grammar takes long enough to be felt by others.
-    await run_in_threadpool(check_guide, found, param)
+    await server.guides.check(found, param)
     return found
 
 
@@ -101,7 +98,10 @@ def _guides(request: Generate) -> dict[str, Guide]:
 
 
 def _schema(schema: str | dict[str, Any]) -> str:
-    return schema if isinstance(schema, str) else json.dumps(schema)
+    try:
+        return schema if isinstance(schema, str) else json.dumps(schema)
+    except RecursionError:
+        raise InvalidRequest("the JSON schema is nested too deeply") from None
 
 
 def _unsupported(server: Serving, name: str, param: str | None = None) -> UnsupportedParameter:

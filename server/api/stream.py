@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,8 @@ from loraplex.server.generation import Delta
 
 DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 15
+SLOW_READER_SECONDS = 30
+"""A client that takes nothing for so long is cut off: its sequence holds a slot that others wait for."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
@@ -55,12 +58,16 @@ class EventStream(EventSourceResponse):
     """A streamed answer. `finish` is called however it ends, even before it began."""
 
     def __init__(self, events: AsyncIterator[bytes], finish: Callable[[], None], drain_timeout: float) -> None:
-        super().__init__(events, ping=PING_SECONDS, shutdown_grace_period=drain_timeout)
+        super().__init__(
+            events, ping=PING_SECONDS, shutdown_grace_period=drain_timeout, send_timeout=SLOW_READER_SECONDS
+        )
         self._finish = finish
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
         finally:
             self._finish()
 

@@ -12,7 +12,10 @@ from loraplex.server.engine.messages import Guide
 
 
 class GuideInvalid(Exception):
-    """A guide that cannot be followed; str() says why."""
+    """A guide that cannot be followed; str() says why, in a line: llguidance adds a dump of its state."""
+
+    def __str__(self) -> str:
+        return super().__str__().partition("\n")[0][:300]
 
 
 class Guides:

@@ -1,15 +1,71 @@
-"""Guides checked before a request is taken on: a schema that cannot be compiled is the client's mistake."""
+"""Guides checked before a request is taken on: a schema that cannot be compiled is the client's mistake.
+
+They are compiled in a process of their own, `python -m loraplex.server.text.guide`, because a grammar can be made to
+overflow the compiler's stack, and native code that crashes takes its process down.
+"""
 
 from __future__ import annotations
 
-from llguidance import LLMatcher
+import asyncio
+import sys
+from collections import OrderedDict
+
+import msgspec
 
 from loraplex.server.engine.messages import Guide
 from loraplex.server.errors import InvalidRequest
 
+LONGEST = 64 * 1024
+"""Characters of a guide."""
+TIMEOUT = 5.0
+"""Seconds that compiling one may take."""
+REASON = 300
+"""Characters of the compiler's reason that a client gets."""
+REMEMBERED = 1024
 
-def check_guide(guide: Guide, param: str) -> None:
-    """Compile a guide, without a tokenizer. Raises InvalidRequest with llguidance's own reason."""
+
+class GuideChecker:
+    """Remembers the guides that passed: clients send the same few again and again."""
+
+    def __init__(self) -> None:
+        self._good: OrderedDict[Guide, None] = OrderedDict()
+
+    async def check(self, guide: Guide, param: str) -> None:
+        """Compile a guide. Raises InvalidRequest with llguidance's own reason."""
+        if len(guide.text) > LONGEST:
+            raise InvalidRequest(f"{param} has more than {LONGEST} characters", param=param)
+        if guide in self._good:
+            self._good.move_to_end(guide)
+            return
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "loraplex.server.text.guide"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                reason, _ = await process.communicate(msgspec.msgpack.encode(guide))
+        except TimeoutError:
+            reason = b"it takes too long to compile"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode and not reason:
+            reason = b"it is nested too deeply to compile"
+        if reason:
+            raise InvalidRequest(f"{param} cannot be followed: {reason.decode()[:REASON]}", param=param)
+        self._good[guide] = None
+        if len(self._good) > REMEMBERED:
+            self._good.popitem(last=False)
+
+
+def _reason(guide: Guide) -> str:
+    """Why a guide cannot be compiled; empty where it can."""
+    from llguidance import LLMatcher
+
     try:
         match guide.kind:
             case "json_schema":
@@ -18,8 +74,10 @@ def check_guide(guide: Guide, param: str) -> None:
                 grammar = LLMatcher.grammar_from_regex(guide.text)
             case "grammar":
                 grammar = LLMatcher.grammar_from_lark(guide.text)
-        reason = LLMatcher.validate_grammar(grammar)
+        return str(LLMatcher.validate_grammar(grammar))
     except ValueError as error:
-        reason = str(error)
-    if reason:
-        raise InvalidRequest(f"{param} cannot be followed: {reason}", param=param)
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(_reason(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=Guide)))

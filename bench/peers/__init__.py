@@ -1,0 +1,1 @@
+"""Other servers, started and driven like ours."""
