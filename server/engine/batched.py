@@ -71,7 +71,7 @@ class BatchedLane:
             adapter = self._adapters[request.adapter] if request.adapter is not None else None
             guide = self._guides.compile(request.guide) if request.guide else None
         except (ValueError, GuideInvalid) as error:
-            self._failed.append(Output(request.sequence, [], error=str(error)))
+            self._failed.append(Output(request.sequence, [], error=str(error), refused=True))
             return
         chooser = Chooser(request.sampling, request.prompt, self._forward.end_tokens, guide)
         self._waiting.add(Sequence(request, adapter, chooser))
@@ -129,7 +129,7 @@ class BatchedLane:
             try:
                 self._forward.reserve(len(self._rows), max(row.longest for row in self._rows), held)
             except OSError as error:
-                self._failed.append(self._fail(sequence, f"no memory for the KV cache: {error}"))
+                self._failed.append(self._fail(sequence, MemoryError(f"no memory for the KV cache: {error}")))
 
     def _prefill(self) -> list[Output]:
         """One slice of the prompt whose turn it is; its first token, if that was the last slice."""
@@ -142,7 +142,7 @@ class BatchedLane:
         try:
             logits = self._forward.prefill(row, ids, sequence.filled, sequence.adapter)
         except RuntimeError as error:
-            return [self._fail(sequence, str(error))]
+            return [self._fail(sequence, error)]
         sequence.filled += len(ids)
         if sequence.filled < len(sequence.prompt):
             return []
@@ -172,7 +172,7 @@ class BatchedLane:
         ids = np.array([sequence.answer[-1] for sequence in sequences], np.int64)
         lengths = np.array([sequence.filled + 1 for sequence in sequences], np.int64)
         adapters = [sequence.adapter for sequence in sequences]
-        failed: dict[int, str] = {}
+        failed: dict[int, Exception] = {}
         try:
             logits = self._forward.decode(ids, lengths, adapters)
         except RuntimeError:
@@ -183,8 +183,8 @@ class BatchedLane:
                 try:
                     logits[one] = self._forward.decode(ids[one], lengths[one], adapters[one], first=row)
                 except RuntimeError as error:
-                    failed[row] = str(error)
-        outputs = [self._fail(sequences[row], reason) for row, reason in failed.items()]
+                    failed[row] = error
+        outputs = [self._fail(sequences[row], error) for row, error in failed.items()]
         alive = [row for row in range(len(sequences)) if row not in failed]
         for row in alive:
             sequences[row].filled += 1
@@ -194,7 +194,7 @@ class BatchedLane:
 
     def _take(self, sequences: list[Sequence], logits: Logits) -> list[Output]:
         """Choose a token for each sequence; those that end leave."""
-        failed: dict[int, str] = {}
+        failed: dict[int, Exception] = {}
         finite = np.isfinite(logits.max(axis=-1))
         for row, sequence in enumerate(sequences):
             try:
@@ -202,8 +202,8 @@ class BatchedLane:
                     raise ValueError("the model's output is not finite")
                 sequence.chooser.look_ahead()
             except (ValueError, GuideInvalid) as error:
-                failed[row] = str(error)
-        outputs = [self._fail(sequences[row], reason) for row, reason in failed.items()]
+                failed[row] = error
+        outputs = [self._fail(sequences[row], error) for row, error in failed.items()]
         if failed:
             alive = [row for row in range(len(sequences)) if row not in failed]
             sequences, logits = [sequences[row] for row in alive], logits[alive]
@@ -211,16 +211,16 @@ class BatchedLane:
             try:
                 output = sequence.take(choice)
             except GuideInvalid as error:
-                output = self._fail(sequence, str(error))
+                output = self._fail(sequence, error)
             else:
                 if output.finish:
                     self._leave(sequence, keep=True)
             outputs.append(output)
         return outputs
 
-    def _fail(self, sequence: Sequence, reason: str) -> Output:
+    def _fail(self, sequence: Sequence, error: Exception) -> Output:
         self._leave(sequence, keep=False)
-        return Output(sequence.id, [], error=reason)
+        return Output(sequence.id, [], error=str(error), refused=isinstance(error, GuideInvalid))
 
     def _leave(self, sequence: Sequence, *, keep: bool) -> None:
         """Free the sequence's row; if `keep`, its KV stays for a prompt that begins the same."""

@@ -34,7 +34,7 @@ from loraplex.server.engine.messages import (
     pack,
     unpack_report,
 )
-from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, NotReady
+from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, InvalidRequest, NotReady
 
 logger = logging.getLogger("loraplex.engine")
 
@@ -62,13 +62,13 @@ class Stream:
         return self
 
     async def __anext__(self) -> Output:
-        """Next output. Raises EngineFailed if the engine could not go on with this sequence."""
+        """Next output. Raises EngineFailed if the engine could not go on, InvalidRequest if the request is at fault."""
         if self.finished:
             raise StopAsyncIteration
         output = await self._outputs.get()
         self.finished = output.finish is not None or output.error is not None
         if output.error is not None:
-            raise EngineFailed(output.error)
+            raise InvalidRequest(output.error) if output.refused else EngineFailed(output.error)
         return output
 
 

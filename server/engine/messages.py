@@ -145,6 +145,8 @@ class Output(Struct, frozen=True, array_like=True):
     """One for each token, where asked for."""
     cached: int = 0
     """Prompt tokens that need not be computed; in the sequence's first output with tokens."""
+    refused: bool = False
+    """The error is the request's, not the engine's."""
 
 
 class Step(Struct, tag=True, frozen=True):

@@ -18,6 +18,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "w10"}]
 DROP = object()
+LONG_CHAIN = "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(3000)) + 'r3000: "a"\n'
+"""Overflows the stack of the process that compiles it."""
 
 
 def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
@@ -92,6 +94,8 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
         ({"guided_regex": "(a"}, "guided_regex", "invalid_value"),
         ({"guided_grammar": "x y z"}, "guided_grammar", "invalid_value"),
         ({"guided_regex": "a", "guided_json": {}}, "guided_json", "invalid_value"),
+        ({"guided_grammar": LONG_CHAIN}, "guided_grammar", "invalid_value"),
+        ({"guided_json": "{}" + " " * 70_000}, "guided_json", "invalid_value"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
         ({"max_tokens": 300}, "messages", "context_length_exceeded"),
     ],
@@ -116,6 +120,7 @@ def test_a_bad_chat_request_is_refused(
         ({"prompt": [160]}, "prompt", "invalid_value"),
         ({"prompt": [10, 2**70]}, "prompt", "invalid_value"),
         ({"prompt": [[10]] * 65, "n": 2}, "n", "invalid_value"),
+        ({"prompt": ["w10"] * 500_000}, "n", "invalid_value"),
         ({"logprobs": 6}, "logprobs", "invalid_value"),
         ({"echo": True}, "echo", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 
 from tests.checkpoints import reference_logits
@@ -165,3 +166,10 @@ def test_guided_answers_are_valid(demo_server: ServerProcess, seed: int) -> None
         extra_body={"guided_regex": "(yes|no), [0-9]{2} times"},
     )
     assert re.fullmatch("(yes|no), [0-9]{2} times", matched.choices[0].message.content or "")
+
+
+@pytest.mark.parametrize("regex", [r"[^\s\S]", "(a{1000}){1000}"])
+def test_a_guide_that_cannot_be_followed_is_the_requests_fault(demo_server: ServerProcess, regex: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="the guide cannot be followed") as refusal:
+        demo_server.client.completions.create(model="tone", prompt="Once", extra_body={"guided_regex": regex})
+    assert len(refusal.value.message) < 500
