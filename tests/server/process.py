@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ class ServerProcess:
     url: str
     log: Path
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
+        """The official client; `serving` closes it, and with it the connections of streams that a test gave up."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
     @property
@@ -82,9 +84,13 @@ def serving(bundle: Path, log: Path, *flags: str) -> Iterator[ServerProcess]:
     """Start a server, wait until it is ready, and stop it in the end."""
     with log.open("wb") as output:
         process = subprocess.Popen(command(bundle, *flags), stdout=output, stderr=subprocess.STDOUT)
+    server: ServerProcess | None = None
     try:
-        yield ServerProcess(process, _ready(process, log), log)
+        server = ServerProcess(process, _ready(process, log), log)
+        yield server
     finally:
+        if server is not None and "client" in vars(server):
+            server.client.close()
         if process.poll() is None:
             process.terminate()
             try:
