@@ -110,7 +110,7 @@ def export_base(
     if precision == "int4":
         _check_quantized(graph, group_size, accuracy_level, head)
     if config.window is not None:
-        _limit_context(output / "genai_config.json", config.context_length)
+        limit_context(output / "genai_config.json", config.context_length)
     run_once(output)
     return Export(
         architecture=config.architecture,
@@ -217,7 +217,7 @@ def _check_quantized(graph: onnx.GraphProto, group_size: int, accuracy_level: in
                 raise ExportFailed(f"{node.name} has {option} {value}, {wanted} was asked for")
 
 
-def _limit_context(path: Path, length: int) -> None:
+def limit_context(path: Path, length: int) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model"]["context_length"] = config["search"]["max_length"] = length
     path.write_text(json.dumps(config, indent=4), encoding="utf-8")

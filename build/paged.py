@@ -7,7 +7,6 @@ default, gate and up by an option of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import onnx
 
 from loraplex.build.checkpoint import locate
 from loraplex.build.errors import ExportFailed
-from loraplex.build.export import HEAD_NODE, MODEL, noise_to
+from loraplex.build.export import HEAD_NODE, MODEL, limit_context, noise_to
 from loraplex.build.support import check_checkpoint, check_quantizable
 
 Precision = Literal["float16", "int4"]
@@ -77,7 +76,7 @@ def export_paged(
                 raise failure from error
     _check(output, precision, group_size)
     if config.window is not None:
-        _limit_context(output / "genai_config.json", config.context_length)
+        limit_context(output / "genai_config.json", config.context_length)
 
 
 def _run_builder(folder: Path, output: Path, precision: Precision, options: Mapping[str, object], cache: Path) -> None:
@@ -105,9 +104,3 @@ def _check(output: Path, precision: Precision, group_size: int) -> None:
     }
     if sizes != ({group_size} if precision == "int4" else set()):
         raise ExportFailed(f"{output / MODEL} has quantization groups of {sorted(sizes)}, not {group_size}")
-
-
-def _limit_context(path: Path, length: int) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model"]["context_length"] = config["search"]["max_length"] = length
-    path.write_text(json.dumps(config, indent=4), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,8 +37,6 @@ class Serving:
     """Longest sequence, in tokens."""
     fingerprint: str
     """The system_fingerprint of every answer: which base gave it."""
-    started: float
-    """time.time() when the server was ready."""
 
 
 @asynccontextmanager
@@ -78,7 +75,6 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
             guides=GuideChecker(),
             context_length=min(base.context_length, settings.max_model_len or base.context_length),
             fingerprint="fp_" + base.fingerprint.removeprefix("sha256:")[:12],
-            started=time.time(),
         )
 
 

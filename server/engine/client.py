@@ -112,10 +112,6 @@ class EngineClient:
         """Fields of Sampling, and "guide", that the running lane cannot honour."""
         return frozenset(self.started.unsupported if self.started else ())
 
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
     async def load_adapter(self, name: str, folder: Path) -> AdapterManifest:
         """Check and load an adapter. Raises AdapterInvalid, NotReady or EngineFailed."""
         await self.ready()

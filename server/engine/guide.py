@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
 
+from loraplex.server.engine.grammar import grammar
 from loraplex.server.engine.messages import Guide
 
 
@@ -22,7 +24,7 @@ class Guides:
     """Compiles guides for one tokenizer."""
 
     def __init__(self, tokenizer: Path, vocab_size: int, end_tokens: frozenset[int]) -> None:
-        """`tokenizer` is a tokenizer.json. It is read, and llguidance imported, when the first guide comes."""
+        """`tokenizer` is a tokenizer.json. It is read when the first guide comes."""
         self._file = tokenizer
         self._vocab_size = vocab_size
         self._end_tokens = sorted(end_tokens)
@@ -31,22 +33,11 @@ class Guides:
     def compile(self, guide: Guide) -> GuideState:
         """Raises GuideInvalid."""
         try:
-            from llguidance import LLMatcher, LLTokenizer
-        except ImportError:
-            raise GuideInvalid("guided decoding needs llguidance: install it") from None
-        try:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(
                     self._file.read_text("utf-8"), n_vocab=self._vocab_size, eos_token=self._end_tokens
                 )
-            match guide.kind:
-                case "json_schema":
-                    grammar = LLMatcher.grammar_from_json_schema(guide.text)
-                case "regex":
-                    grammar = LLMatcher.grammar_from_regex(guide.text)
-                case "grammar":
-                    grammar = LLMatcher.grammar_from_lark(guide.text)
-            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+            matcher = LLMatcher(self._tokenizer, grammar(guide), log_level=0)
         except (OSError, ValueError) as error:
             raise GuideInvalid(f"the {guide.kind} cannot be compiled: {error}") from None
         if matcher.is_error():

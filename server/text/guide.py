@@ -64,17 +64,13 @@ class GuideChecker:
 
 def _reason(guide: Guide) -> str:
     """Why a guide cannot be compiled; empty where it can."""
+    # Only the process that compiles needs llguidance, not the API process that imports this module.
     from llguidance import LLMatcher
 
+    from loraplex.server.engine.grammar import grammar
+
     try:
-        match guide.kind:
-            case "json_schema":
-                grammar = LLMatcher.grammar_from_json_schema(guide.text)
-            case "regex":
-                grammar = LLMatcher.grammar_from_regex(guide.text)
-            case "grammar":
-                grammar = LLMatcher.grammar_from_lark(guide.text)
-        return str(LLMatcher.validate_grammar(grammar))
+        return str(LLMatcher.validate_grammar(grammar(guide)))
     except ValueError as error:
         return str(error)
 
