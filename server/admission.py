@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, deque
 from typing import Literal
 
-from loraplex.server.errors import QueueFull
+from loraplex.server.errors import LoraplexError, QueueFull
 from loraplex.server.metrics import Metrics
 
 MAX_RETRY_AFTER = 60
@@ -24,8 +24,15 @@ class Ticket:
     def __init__(self, adapter: str) -> None:
         self.adapter = adapter
         self.place: Literal["queue", "slot", "none"] = "queue"
-        self.admitted = asyncio.Event()
         self.since = time.monotonic()
+        self.refusal: LoraplexError | None = None
+        self.settled = asyncio.Event()
+
+    async def admitted(self) -> None:
+        """Wait for a slot. Raises what the queue was closed with."""
+        await self.settled.wait()
+        if self.refusal:
+            raise self.refusal
 
 
 class Admission:
@@ -38,13 +45,16 @@ class Admission:
         self.waiting = 0
         self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._mean_seconds = 1.0
+        self._closed: LoraplexError | None = None
         self._metrics = metrics
 
     def enter(self, adapter: str, count: int) -> list[Ticket]:
         """Places for the `count` sequences of one request, all or none. Every ticket must be released.
 
-        Raises QueueFull with the seconds after which a place is likely.
+        Raises QueueFull with the seconds after which a place is likely, or what the queue was closed with.
         """
+        if self._closed:
+            raise self._closed
         free = self.max_running - self.running
         if self.waiting + count > free + self.max_waiting:
             turns = math.ceil((self.waiting + count) / self.max_running)
@@ -74,6 +84,15 @@ class Admission:
         ticket.place = "none"
         self._fill()
 
+    def close(self, error: LoraplexError) -> None:
+        """Turn away whoever waits and whoever comes; what runs goes on."""
+        self._closed = error
+        waiting = [ticket for queue in self._queues.values() for ticket in queue]
+        for ticket in waiting:
+            self.release(ticket)
+            ticket.refusal = error
+            ticket.settled.set()
+
     def _fill(self) -> None:
         """Give free slots to the queues in turn."""
         while self.running < self.max_running and self._queues:
@@ -86,7 +105,7 @@ class Admission:
             self._metrics.running.labels(adapter).inc()
             ticket.place = "slot"
             ticket.since = time.monotonic()
-            ticket.admitted.set()
+            ticket.settled.set()
 
     def _count_waiting(self, adapter: str, change: int) -> None:
         self.waiting += change

@@ -56,21 +56,23 @@ class Generation:
         self._metrics = metrics
 
     async def run(self, job: Job, ticket: Ticket) -> AsyncGenerator[Delta, None]:
-        """The answer as it comes; closing the iterator cancels the work. Releases the ticket.
+        """The answer as it comes; closing the iterator cancels the work.
 
-        Raises NotReady or EngineFailed.
+        Releases the ticket as soon as the engine is done, so that a slow reader keeps no one waiting. Raises NotReady
+        or EngineFailed.
         """
         clock = _Clock(self._metrics, job)
         decoding = _Decoding(self._text, job)
         ended: Literal["stop", "length", "error", "cancelled"] = "cancelled"
         try:
-            await ticket.admitted.wait()
+            await ticket.admitted()
             async with self._engine.generate(
                 job.prompt,
                 adapter=job.model.adapter,
                 max_tokens=job.max_tokens,
                 sampling=job.sampling,
                 guide=job.guide,
+                on_end=lambda: self._admission.release(ticket),
             ) as stream:
                 async for output in stream:
                     delta = decoding.decode(output)

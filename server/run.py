@@ -14,24 +14,27 @@ import uvicorn
 from loraplex.server.app import create_app
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import CannotListen
+from loraplex.server.request_head import LimitedHead
 from loraplex.server.serving import open_serving
 from loraplex.server.settings import Settings
 
 logger = logging.getLogger("loraplex")
 
-CUT_GRACE = 2
-"""Seconds between cutting the streams that outlast the drain and closing their connections."""
-
 
 class Server(uvicorn.Server):
     """uvicorn's server, which ends with status 0 after a signal: uvicorn itself raises the signal again.
 
-    A first SIGTERM or SIGINT drains, a second one of either stops at once. `on_start` is called once it listens.
+    A first SIGTERM or SIGINT drains for `drain` seconds, then `cut` has to end what still runs; a second one of either
+    stops at once. `on_start` is called once it listens.
     """
 
-    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, on_start: Callable[[], None], cut: Callable[[], None], drain: int
+    ) -> None:
         super().__init__(config)
         self._on_start = on_start
+        self._cut = cut
+        self._drain = drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -60,6 +63,7 @@ class Server(uvicorn.Server):
             self.force_exit = True
         else:
             logger.info("%s: draining; another signal stops at once", received.name)
+            asyncio.get_running_loop().call_later(self._drain, self._cut)
         self.handle_exit(received, None)
 
 
@@ -74,10 +78,11 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app=_not_started,
+        http=LimitedHead,
         log_config=None,
         lifespan="off",
         server_header=False,
-        timeout_graceful_shutdown=settings.drain_timeout + CUT_GRACE,
+        timeout_graceful_shutdown=settings.stop_timeout,
     )
     try:
         async with open_serving(settings, bundle) as serving:
@@ -90,7 +95,8 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
                 if welcome:
                     print(welcome.format(url=url), flush=True)
 
-            await Server(config, announce).serve(sockets=[listener])
+            server = Server(config, on_start=announce, cut=serving.cut, drain=settings.drain_timeout)
+            await server.serve(sockets=[listener])
     finally:
         listener.close()
 

@@ -12,6 +12,7 @@ from loraplex.server.admission import Admission
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.engine.messages import Start
+from loraplex.server.errors import NotReady
 from loraplex.server.generation import Generation
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Registry
@@ -37,6 +38,12 @@ class Serving:
     """Longest sequence, in tokens."""
     fingerprint: str
     """The system_fingerprint of every answer: which base gave it."""
+
+    def cut(self) -> None:
+        """End every request with an error; streams get it as an event."""
+        stopping = NotReady("the server is shutting down", retry_after=1)
+        self.admission.close(stopping)
+        self.engine.fail_everything(stopping)
 
 
 @asynccontextmanager

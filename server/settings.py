@@ -61,7 +61,7 @@ class Settings:
     "Largest request body; beyond that a request is answered 413."
 
     drain_timeout: Annotated[int, Parameter(validator=Number(gte=0))] = 30
-    "Seconds that running requests get to finish after SIGTERM."
+    "Seconds that running requests get to finish after SIGTERM; then they end with an error."
 
     strict: bool = False
     "Refuse to start if any adapter is broken, instead of starting without it."
@@ -71,6 +71,12 @@ class Settings:
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     "How much is logged."
+
+    @property
+    def stop_timeout(self) -> int:
+        """Seconds from SIGTERM until connections are closed, whatever still runs: past the drain, requests get a moment
+        to say that they end."""
+        return self.drain_timeout + 2
 
     def engine_threads(self) -> int:
         """CPU threads the engine gets."""

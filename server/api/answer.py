@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
+from typing import Any
 
 from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
 
 from loraplex.server.api.schema import Generate, PromptTokensDetails, Usage
-from loraplex.server.api.stream import merge
+from loraplex.server.api.stream import EventStream, events, merge, unless_disconnected
 from loraplex.server.engine.messages import Finish, Logprobs
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Delta, Job
@@ -29,7 +32,7 @@ class Choice(Struct):
 
 
 class Answer:
-    """The choices of one request: admitted together, then streamed or collected. `close` must be called at the end."""
+    """The choices of one request: admitted together, then either streamed or answered whole."""
 
     def __init__(self, serving: Serving, jobs: list[Job], id_prefix: str) -> None:
         """Raises QueueFull."""
@@ -72,6 +75,17 @@ class Answer:
         # Later choices of one prompt find it cached by the first; that is no saving of the client's.
         cached = PromptTokensDetails(min(self._cached, prompt))
         return Usage(prompt, self._tokens, prompt + self._tokens, cached)
+
+    def stream(self, chunks: AsyncGenerator[bytes, None]) -> Response:
+        """The response that sends `chunks` of this answer as they come."""
+        return EventStream(events(chunks), self.close, self._serving.settings.stop_timeout)
+
+    async def whole(self, request: Request, response: Coroutine[Any, Any, Response]) -> Response:
+        """The response made of the whole answer; the work ends when the client leaves."""
+        try:
+            return await unless_disconnected(request, response)
+        finally:
+            self.close()
 
     def close(self) -> None:
         for ticket in self._tickets:

@@ -24,7 +24,7 @@ from loraplex.server.api.schema import (
     ChatRequest,
     Usage,
 )
-from loraplex.server.api.stream import EventStream, event, events, json_response, unless_disconnected
+from loraplex.server.api.stream import event, json_response
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.registry import Model
@@ -38,11 +38,8 @@ async def chat_completions(request: Request) -> Response:
     with_usage = include_usage(body)
     answer = Answer(server, await _jobs(server, body, arrived), "chatcmpl")
     if body.stream:
-        return EventStream(events(_chunks(server, answer, with_usage)), answer.close, server.settings.drain_timeout)
-    try:
-        return await unless_disconnected(request, _complete(server, answer))
-    finally:
-        answer.close()
+        return answer.stream(_chunks(server, answer, with_usage))
+    return await answer.whole(request, _complete(server, answer))
 
 
 async def _jobs(server: Serving, body: ChatRequest, arrived: float) -> list[Job]:

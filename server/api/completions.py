@@ -15,7 +15,7 @@ from loraplex.server.api.body import read
 from loraplex.server.api.logprobs import completion_logprobs
 from loraplex.server.api.sampling import for_choice, guide, sampling
 from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
-from loraplex.server.api.stream import EventStream, event, events, json_response, unless_disconnected
+from loraplex.server.api.stream import event, json_response
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.serving import Serving, serving
@@ -31,11 +31,8 @@ async def completions(request: Request) -> Response:
     with_usage = include_usage(body)
     answer = Answer(server, await _jobs(server, body, arrived), "cmpl")
     if body.stream:
-        return EventStream(events(_chunks(server, answer, with_usage)), answer.close, server.settings.drain_timeout)
-    try:
-        return await unless_disconnected(request, _complete(server, answer))
-    finally:
-        answer.close()
+        return answer.stream(_chunks(server, answer, with_usage))
+    return await answer.whole(request, _complete(server, answer))
 
 
 async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> list[Job]:

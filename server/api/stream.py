@@ -22,7 +22,7 @@ from loraplex.server.generation import Delta
 DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 15
 SLOW_READER_SECONDS = 30
-"""A client that takes nothing for so long is cut off: its sequence holds a slot that others wait for."""
+"""A client that takes nothing for so long is cut off: what it does not read stays in memory."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
@@ -55,11 +55,14 @@ def event(chunk: object) -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """A streamed answer. `finish` is called however it ends, even before it began."""
+    """A streamed answer. `finish` is called however it ends, even before it began.
 
-    def __init__(self, events: AsyncIterator[bytes], finish: Callable[[], None], drain_timeout: float) -> None:
+    From the signal that stops the server it has `stop_timeout` seconds.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], finish: Callable[[], None], stop_timeout: float) -> None:
         super().__init__(
-            events, ping=PING_SECONDS, shutdown_grace_period=drain_timeout, send_timeout=SLOW_READER_SECONDS
+            events, ping=PING_SECONDS, shutdown_grace_period=stop_timeout, send_timeout=SLOW_READER_SECONDS
         )
         self._finish = finish
 

@@ -34,15 +34,20 @@ from loraplex.server.engine.messages import (
     pack,
     unpack_report,
 )
-from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, InvalidRequest, NotReady
+from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, InvalidRequest, LoraplexError, NotReady
 
 logger = logging.getLogger("loraplex.engine")
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
+MAX_ATTEMPTS = 2
+"""Times a sequence is given to an engine: once more where the first died before it answered, since the client has seen
+nothing; not again and again, since the sequence may be what it dies of."""
 MAX_RESTARTS = 5
 RESTART_WINDOW = 60.0
 """An engine that dies more than MAX_RESTARTS times within so many seconds is not started again."""
+RESTART_PAUSE = 0.5
+"""Seconds before another try after one that failed."""
 STOP_TIMEOUT = 5.0
 """Seconds the engine process gets to end by itself."""
 
@@ -50,25 +55,48 @@ STOP_TIMEOUT = 5.0
 class Stream:
     """The outputs of one sequence, as they arrive. Iterating ends with the output that says why it ended."""
 
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        self.finished = False
-        self._outputs: asyncio.Queue[Output] = asyncio.Queue()
+    def __init__(self, submit: Submit, on_end: Callable[[], None]) -> None:
+        self.submit = submit
+        self.begun = False
+        """The engine has answered."""
+        self.attempts = 1
+        self.ended = False
+        """The engine is done with it; outputs may still wait to be read."""
+        self._on_end = on_end
+        self._outputs: asyncio.Queue[Output | LoraplexError] = asyncio.Queue()
+        self._finished = False
 
     def push(self, output: Output) -> None:
+        if output.error is not None:
+            self.fail(InvalidRequest(output.error) if output.refused else EngineFailed(output.error))
+            return
+        self.begun = True
         self._outputs.put_nowait(output)
+        if output.finish is not None:
+            self._end()
+
+    def fail(self, error: LoraplexError) -> None:
+        """End the sequence with an error, after the outputs that are there."""
+        if not self.ended:
+            self._outputs.put_nowait(error)
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._on_end()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Output:
         """Next output. Raises EngineFailed if the engine could not go on, InvalidRequest if the request is at fault."""
-        if self.finished:
+        if self._finished:
             raise StopAsyncIteration
         output = await self._outputs.get()
-        self.finished = output.finish is not None or output.error is not None
-        if output.error is not None:
-            raise InvalidRequest(output.error) if output.refused else EngineFailed(output.error)
+        if isinstance(output, LoraplexError):
+            self._finished = True
+            raise output
+        self._finished = output.finish is not None
         return output
 
 
@@ -105,7 +133,7 @@ class EngineClient:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
         await self._end_process()
-        self._fail_everything("the server is shutting down")
+        self.fail_everything(NotReady("the server is shutting down"))
 
     @property
     def unsupported(self) -> frozenset[str]:
@@ -134,21 +162,41 @@ class EngineClient:
 
     @asynccontextmanager
     async def generate(
-        self, prompt: list[int], *, adapter: str | None, max_tokens: int, sampling: Sampling, guide: Guide | None
+        self,
+        prompt: list[int],
+        *,
+        adapter: str | None,
+        max_tokens: int,
+        sampling: Sampling,
+        guide: Guide | None,
+        on_end: Callable[[], None],
     ) -> AsyncIterator[Stream]:
         """Run one sequence; leaving the context before its end cancels it.
 
-        The prompt's ids must be in range and leave room for max_tokens: the engine checks neither. Raises NotReady.
+        `on_end` is called when the engine is done with the sequence, however much of it has been read by then. The
+        prompt's ids must be in range and leave room for max_tokens: the engine checks neither. Raises NotReady.
         """
         await self.ready()
-        stream = Stream(next(self._sequences))
-        self._streams[stream.sequence] = stream
+        sequence = next(self._sequences)
+        stream = Stream(Submit(sequence, adapter, prompt, max_tokens, sampling, guide), on_end)
+        self._streams[sequence] = stream
         try:
-            self._send(Submit(stream.sequence, adapter, prompt, max_tokens, sampling, guide))
+            self._send(stream.submit)
             yield stream
         finally:
-            if self._streams.pop(stream.sequence, None) and not stream.finished and self.state == "ready":
-                self._send(Cancel(stream.sequence))
+            if self._streams.pop(sequence, None) and not stream.ended and self.state == "ready":
+                self._send(Cancel(sequence))
+
+    def fail_everything(self, error: LoraplexError) -> None:
+        """End whatever waits for the engine, which goes on running."""
+        for sequence, stream in self._streams.items():
+            if not stream.ended:
+                stream.fail(error)
+                self._send(Cancel(sequence))
+        self._streams.clear()
+        for loading in self._loading.values():
+            if not loading.done():
+                loading.set_exception(error)
 
     def _send(self, command: Command) -> None:
         # Commands are small and the engine's reading thread never waits for a step: no need to await the drain.
@@ -198,22 +246,48 @@ class EngineClient:
             self._ready.clear()
             self.state = "restarting"
             code = await self._process.wait() if self._process else None
-            logger.error("the engine process died with status %s; %d streams end", code, len(self._streams))
-            self._fail_everything("the engine process died while it worked on this request")
+            again = {
+                sequence: stream
+                for sequence, stream in self._streams.items()
+                if not stream.begun and not stream.ended and stream.attempts < MAX_ATTEMPTS
+            }
+            for sequence in again:
+                del self._streams[sequence]
+            logger.error(
+                "the engine process died with status %s; %d streams end, %d start again",
+                code,
+                len(self._streams),
+                len(again),
+            )
+            died = EngineFailed("the engine process died while it worked on this request")
+            self.fail_everything(died)
+            self._streams = again
+            if not await self._relaunch():
+                break
+            self._on_restart()
+            logger.info("the engine process runs again")
+            for stream in self._streams.values():
+                stream.attempts += 1
+                self._send(stream.submit)
+        self.state = "failed"
+        self.fail_everything(died)
+        self._ready.set()
+
+    async def _relaunch(self) -> bool:
+        """Start the engine again; False once it has died too often."""
+        while True:
             now = time.monotonic()
             if len(self._deaths) == MAX_RESTARTS and now - self._deaths[0] < RESTART_WINDOW:
                 logger.critical("the engine died %d times in %.0f s: giving up", MAX_RESTARTS + 1, RESTART_WINDOW)
-                break
+                return False
             self._deaths.append(now)
             try:
                 await self._launch()
             except BundleInvalid as error:
-                logger.critical("the engine cannot be started again: %s", error)
-                break
-            self._on_restart()
-            logger.info("the engine process runs again")
-        self.state = "failed"
-        self._ready.set()
+                logger.error("the engine could not be started again: %s", error)
+                await asyncio.sleep(RESTART_PAUSE)  # memory that the last one held may not be free yet
+            else:
+                return True
 
     def _dispatch(self, report: Report) -> None:
         match report:
@@ -231,14 +305,6 @@ class EngineClient:
                     logger.error("adapter %r could not be loaded again: %s", name, message)
             case _:
                 logger.error("unexpected report from the engine: %s", type(report).__name__)
-
-    def _fail_everything(self, message: str) -> None:
-        for stream in self._streams.values():
-            stream.push(Output(stream.sequence, [], error=message))
-        self._streams.clear()
-        for loading in self._loading.values():
-            if not loading.done():
-                loading.set_exception(EngineFailed(message))
 
     async def _end_process(self) -> None:
         """Close the pipe, which ends the process; kill it if it does not."""

@@ -41,8 +41,12 @@ class ServerProcess:
 
     def engine(self) -> psutil.Process:
         """The engine process."""
-        (child,) = psutil.Process(self.process.pid).children()
+        (child,) = self.engines()
         return child
+
+    def engines(self) -> list[psutil.Process]:
+        """The engine process; none between the end of one and the start of the next."""
+        return psutil.Process(self.process.pid).children()
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and decoded body; text where it is not JSON."""

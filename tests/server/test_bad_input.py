@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +216,32 @@ def test_a_body_over_the_limit_is_too_large(tiny_server: ServerProcess) -> None:
     body = json.dumps({"model": "small", "messages": [{"role": "user", "content": "w10 " * 2_000_000}]}).encode()
     status, error = post(tiny_server, CHAT, body)
     assert (status, error["code"]) == (413, "request_too_large")
+
+
+def test_endless_headers_are_refused(tiny_server: ServerProcess) -> None:
+    host, port = tiny_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 2**26:
+                sent += connection.send(b"x-filler: " + b"y" * 1000 + b"\r\n")
+            connection.shutdown(socket.SHUT_WR)
+        assert sent < 2**26
+        with suppress(ConnectionError):
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b"headers_too_large" in answer
+    assert tiny_server.get("/health")[0] == 200
+
+
+def test_long_headers_and_a_long_body_are_no_flood(tiny_server: ServerProcess) -> None:
+    body = json.dumps({"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "user": "u" * 200_000}).encode()
+    headers = {"content-type": "application/json", "x-long": "y" * 30_000}
+    for _ in range(2):
+        request = urllib.request.Request(tiny_server.url + CHAT, body, headers)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            assert response.status == 200
 
 
 def test_unknown_paths_and_methods_have_the_same_shape(tiny_server: ServerProcess) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -83,6 +86,49 @@ def test_an_engine_that_dies_is_replaced(own_server: ServerProcess) -> None:
     assert own_server.metric("loraplex_engine_restarts_total") == 1
 
 
+def test_a_request_to_an_engine_that_has_just_died_is_answered_by_the_next(own_server: ServerProcess) -> None:
+    def ask() -> str:
+        return own_server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
+
+    expected = ask()
+    for _ in range(3):
+        engine = own_server.engine()
+        engine.suspend()
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(ask)
+            own_server.wait_for("loraplex_requests_running", 1, adapter="large")
+            engine.kill()
+            assert answer.result(30) == expected
+
+
+def test_an_engine_that_dies_while_it_starts_is_started_again(own_server: ServerProcess) -> None:
+    first = own_server.engine()
+    first.kill()
+    deadline = time.monotonic() + 30
+    while (second := own_server.engines()) in ([], [first]) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    second[0].kill()
+    own_server.client.completions.create(model="large", prompt=[10], temperature=0)
+    assert own_server.engine() not in (first, second[0])
+
+
+def test_a_request_that_kills_two_engines_is_not_given_to_a_third(tmp_path: Path) -> None:
+    with serving(DEMO, tmp_path / "log", "--prefill-chunk", "1") as server, ThreadPoolExecutor() as pool:
+        # Far from its first token for seconds.
+        ask = pool.submit(server.client.completions.create, model="travel", prompt=[5] * 2000, max_tokens=1)
+        for _ in range(2):
+            server.wait_for("loraplex_requests_running", 1, adapter="travel")
+            deadline = time.monotonic() + 30
+            while server.get("/ready")[0] != 200 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert not ask.done()
+            server.engine().kill()
+            while server.get("/ready")[0] == 200 and not ask.done() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        with pytest.raises(openai.InternalServerError, match="engine process died"):
+            ask.result(60)
+
+
 def test_health_and_ready_say_what_the_engine_does(own_server: ServerProcess) -> None:
     assert own_server.get("/ready") == (200, {"ready": True, "engine": "ready"})
     own_server.engine().kill()
@@ -128,6 +174,52 @@ def test_sigterm_lets_running_streams_finish(own_server: ServerProcess) -> None:
     chunks = [first, *pieces]
     assert chunks[-1].choices[0].finish_reason in ("length", "stop")
     assert own_server.process.wait(30) == 0
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_past_the_drain_requests_end_with_an_error(tiny: TinyBundle, tmp_path: Path, streaming: bool) -> None:
+    log = tmp_path / "log"
+    with serving(tiny.folder, log, "--drain-timeout", "1", "--max-running", "1") as server:
+
+        def ask() -> list[object]:
+            answer = server.client.completions.create(
+                model="large", prompt=[10], temperature=1, max_tokens=LONG, stream=streaming
+            )
+            return list(answer)
+
+        with ThreadPoolExecutor() as pool:
+            server.engine().suspend()
+            running, waiting = pool.submit(ask), pool.submit(ask)
+            server.wait_for("loraplex_requests_running", 1, adapter="large")
+            server.wait_for("loraplex_requests_waiting", 1, adapter="large")
+            server.process.send_signal(signal.SIGTERM)
+            for answer in (running, waiting):
+                with pytest.raises(openai.APIError, match="shutting down") as error:
+                    answer.result(20)
+                if not streaming:
+                    assert isinstance(error.value, openai.InternalServerError)
+                    assert error.value.status_code == 503
+        server.engine().resume()
+        assert server.process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_slow_reader_keeps_no_slot(tmp_path: Path) -> None:
+    with serving(DEMO, tmp_path / "log", "--max-running", "1") as server:
+        body = {"model": "travel", "messages": [{"role": "user", "content": "x"}], "stream": True, "ignore_eos": True}
+        body |= {"max_tokens": 1900, "logprobs": True, "top_logprobs": 20}  # more than sockets' buffers hold
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((host, int(port)))
+            content = json.dumps(body).encode()
+            reader.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(content) + content
+            )
+            server.wait_for("loraplex_requests_running", 1, adapter="travel")
+            server.client.completions.create(model="tone", prompt=[5], max_tokens=1)
+            assert "cut off" not in (tmp_path / "log").read_text()
+            assert server.metric("loraplex_requests_total", adapter="travel", finish_reason="length") == 0
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
