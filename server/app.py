@@ -9,6 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from loraplex.server.api.adapters import (
+    delete_adapter,
+    get_adapter,
+    list_adapters,
+    load_lora_adapter,
+    put_adapter,
+    unload_lora_adapter,
+)
 from loraplex.server.api.chat import chat_completions
 from loraplex.server.api.completions import completions
 from loraplex.server.api.models import get_model, list_models
@@ -28,6 +36,12 @@ def create_app(server: Serving) -> ASGIApp:
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/models", list_models),
             Route("/v1/models/{id}", get_model),
+            Route("/v1/adapters", list_adapters),
+            Route("/v1/adapters/{name}", get_adapter, methods=["GET"]),
+            Route("/v1/adapters/{name}", put_adapter, methods=["PUT"]),
+            Route("/v1/adapters/{name}", delete_adapter, methods=["DELETE"]),
+            Route("/v1/load_lora_adapter", load_lora_adapter, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload_lora_adapter, methods=["POST"]),
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics),

@@ -14,6 +14,7 @@ from cyclopts.config import Env
 
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import LoraplexError
+from loraplex.server.keys import Key, digest, entry, new_key
 from loraplex.server.run import run
 from loraplex.server.settings import Settings
 
@@ -57,8 +58,29 @@ def demo(*, settings: Settings | None = None) -> None:
         _serve(bundle, settings or Settings(), DEMO_REQUESTS)
 
 
+@app.command
+def key(name: str, /, *, admin: bool = False, adapter: tuple[str, ...] = ()) -> None:
+    """Make an API key, and the lines that let it in.
+
+    Parameters
+    ----------
+    name
+        Whose key it is.
+    admin
+        Whether it may manage adapters.
+    adapter
+        The models it opens, once for each; all where none is named.
+    """
+    made = new_key()
+    print(f"{made}\n\nFor the file of --keys, which keeps no key itself:\n")
+    print(entry(Key(name, digest(made), admin, frozenset(adapter) or None)))
+
+
 # By name, so that serving needs nothing of what building needs.
 app.command("loraplex.build.cli:build", help="Make a bundle of one checkpoint and its LoRA adapters.")
+app.command(
+    "loraplex.build.adapter_cli:adapter", help="Convert, inspect and verify one adapter against a bundle that exists."
+)
 
 
 def _serve(bundle: Path, settings: Settings, welcome: str | None = None) -> None:

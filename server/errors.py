@@ -8,13 +8,19 @@ The shape on the wire is OpenAI's: {"error": {"message", "type", "param", "code"
     │   ├── MalformedJSON         400
     │   ├── UnknownParameter      400  no such field
     │   └── UnsupportedParameter  400  a field that this server cannot honour
+    ├── Unauthorized              401  no key, or none that is known
+    ├── Forbidden                 403  the key, or the server's settings, do not allow this
     ├── ModelNotFound             404
     ├── BodyTooLarge              413
+    ├── AdapterBusy               409  the adapter is being loaded by another request
     ├── AdapterInvalid            422  an adapter fails the checks made when it is loaded
     ├── QueueFull                 429
     ├── EngineFailed              500  the engine failed while it worked on this request
     ├── NotReady                  503  the engine is starting, or was restarted under this request
+    ├── StorageFailed             507  an adapter cannot be written to disk
     ├── BundleInvalid                  never on the wire: the server does not start
+    ├── StateInvalid                   likewise
+    ├── KeysInvalid                    likewise
     └── CannotListen                   likewise
 """
 
@@ -60,6 +66,18 @@ class UnsupportedParameter(InvalidRequest):
     code = "unsupported_parameter"
 
 
+class Unauthorized(LoraplexError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(LoraplexError):
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
 class ModelNotFound(LoraplexError):
     status = 404
     type = "invalid_request_error"
@@ -70,6 +88,12 @@ class BodyTooLarge(LoraplexError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class AdapterBusy(LoraplexError):
+    status = 409
+    type = "invalid_request_error"
+    code = "adapter_busy"
 
 
 class AdapterInvalid(LoraplexError):
@@ -95,8 +119,21 @@ class NotReady(LoraplexError):
     code = "not_ready"
 
 
+class StorageFailed(LoraplexError):
+    status = 507
+    code = "storage_failed"
+
+
 class BundleInvalid(LoraplexError):
     code = "bundle_invalid"
+
+
+class StateInvalid(LoraplexError):
+    code = "state_invalid"
+
+
+class KeysInvalid(LoraplexError):
+    code = "keys_invalid"
 
 
 class CannotListen(LoraplexError):

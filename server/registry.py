@@ -1,24 +1,44 @@
-"""The models a client can name: the base and its adapters."""
+"""The models a client can name: the base and its adapters, which come, go and change while requests run.
+
+The engine knows each load of an adapter by a name of its own. Replacing one loads the new weights beside the old ones,
+then gives new requests the new ones; the old are unloaded when the last request that uses them ends.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
-from loraplex.server.bundle import AdapterManifest, Bundle, Sampling, inside
+from loraplex.server.bundle import AdapterManifest, Bundle, Name, Sampling, inside
 from loraplex.server.engine.client import EngineClient
-from loraplex.server.errors import AdapterInvalid, BundleInvalid, ModelNotFound
+from loraplex.server.errors import (
+    AdapterBusy,
+    AdapterInvalid,
+    BundleInvalid,
+    InvalidRequest,
+    ModelNotFound,
+)
+from loraplex.server.store import Store
 from loraplex.server.text.template import ChatTemplate
 from loraplex.server.text.tokenizer import Text
 
 logger = logging.getLogger("loraplex.registry")
 
+State = Literal["loading", "ready", "draining", "failed"]
+
 
 class Model(Struct, frozen=True):
-    """What one name stands for. `adapter` is None for the base."""
+    """What one name stands for. `adapter` is what the engine calls it; None for the base."""
 
     name: str
     adapter: str | None
@@ -31,59 +51,192 @@ class Model(Struct, frozen=True):
     manifest: AdapterManifest | None = None
 
 
+@dataclass
+class Adapter:
+    """One load of one adapter."""
+
+    name: str
+    folder: Path
+    source: str
+    state: State = "loading"
+    reason: str = ""
+    """Why it failed."""
+    model: Model | None = None
+    users: int = 0
+    """Requests that run or wait under it."""
+    used: float | None = None
+    """Unix time of the last request for it."""
+
+
 class Registry:
     """Models by name. A refused adapter keeps its reason, so that a client that asks for it learns why."""
 
-    def __init__(self, bundle: Bundle, text: Text) -> None:
+    def __init__(self, bundle: Bundle, text: Text, store: Store) -> None:
         base = bundle.manifest.base
         self._bundle = bundle
         self._text = text
-        self._created = int(time.time())
-        self.base = Model(base.name, None, text.template, (base.sampling,), self._created, base.name, base.description)
-        self._models = {base.name: self.base}
-        self.refused: dict[str, str] = {}
+        self._store = store
+        self._numbers = itertools.count(2)
+        self._engine: EngineClient | None = None
+        self.base = Model(
+            base.name, None, text.template, (base.sampling,), int(time.time()), base.name, base.description
+        )
+        self._adapters: dict[str, Adapter] = {}
+        self._loading: dict[str, Adapter] = {}
+        self._draining: list[Adapter] = []
 
     def __iter__(self) -> Iterator[Model]:
-        return iter(self._models.values())
+        """What can be asked for now."""
+        yield self.base
+        for adapter in self._adapters.values():
+            if adapter.model:
+                yield adapter.model
+
+    def adapters(self, name: str | None = None) -> list[Adapter]:
+        """Every load there is, of one name or all: those in use, on their way in and on their way out."""
+        found = (*self._adapters.values(), *self._loading.values(), *self._draining)
+        return [adapter for adapter in found if name in (None, adapter.name)]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Reasons by the name of each adapter that failed."""
+        return {adapter.name: adapter.reason for adapter in self._adapters.values() if adapter.state == "failed"}
 
     def get(self, name: str) -> Model:
         """Raises ModelNotFound."""
-        if model := self._models.get(name):
-            return model
-        if reason := self.refused.get(name):
-            raise ModelNotFound(f"The model {name!r} was refused when the server started: {reason}", param="model")
-        raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists what does", param="model")
+        if name == self.base.name:
+            return self.base
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists what does", param="model")
+        if adapter.model is None:
+            raise ModelNotFound(f"The model {name!r} was refused: {adapter.reason}", param="model")
+        return adapter.model
 
-    async def load(self, engine: EngineClient, *, strict: bool) -> None:
-        """Load every adapter of the bundle.
+    @contextmanager
+    def use(self, name: str) -> Iterator[Model]:
+        """A model that stays loaded until the context is left. Raises ModelNotFound."""
+        model = self.get(name)
+        if model is self.base:
+            yield model
+            return
+        adapter = self._adapters[name]
+        adapter.users += 1
+        adapter.used = time.time()
+        try:
+            yield model
+        finally:
+            adapter.users -= 1
+            if adapter.state == "draining":
+                self._end_drained(adapter)
+
+    async def start(self, engine: EngineClient, *, strict: bool) -> None:
+        """Load the adapters of the bundle and those of an earlier run, which take the place of the bundle's.
 
         A broken one is left out with one log line, or, if `strict`, raises AdapterInvalid.
         """
-        for name in self._bundle.manifest.adapters:
+        self._engine = engine
+        kept = self._store.index
+        sources = {name: kept[name].source for name in kept}
+        for name in (*self._bundle.manifest.adapters, *(kept.keys() - self._bundle.manifest.adapters.keys())):
+            source = sources.get(name) or self._bundle.manifest.adapters[name]
+            adapter = Adapter(name, self._bundle.folder, source)
+            self._adapters[name] = adapter
             try:
-                self._models[name] = await self._load(engine, name)
-            except AdapterInvalid as error:
+                adapter.folder = self._store.folder(name) if name in kept else self._bundle.adapter(name)
+                await self._load(adapter, name)
+            except (AdapterInvalid, BundleInvalid) as error:
                 if strict:
-                    raise
-                self.refused[name] = error.message
+                    raise AdapterInvalid(f"adapter {name!r}: {error.message}") from None
+                adapter.state, adapter.reason = "failed", error.message
                 logger.error("adapter refused: %s", error.message)
 
-    async def _load(self, engine: EngineClient, name: str) -> Model:
+    async def load(self, name: str, folder: Path, *, source: str) -> Adapter:
+        """Load the adapter in `folder` under this name, in place of one that has it.
+
+        What is wrong with the new one changes nothing for the old. Raises InvalidRequest, AdapterBusy, AdapterInvalid,
+        StorageFailed, NotReady or EngineFailed.
+        """
         try:
-            folder = self._bundle.adapter(name)
-            manifest = await engine.load_adapter(name, folder)
-            template = self.base.template
-            if manifest.chat_template is not None:
-                template = self._text.adapter_template(inside(folder, manifest.chat_template))
-        except BundleInvalid as error:
-            raise AdapterInvalid(f"adapter {name!r}: {error.message}") from None
-        return Model(
-            name,
-            name,
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError:
+            raise InvalidRequest(
+                f"{name!r} cannot be an adapter's name: use up to 96 letters, digits, '.', '_' and '-'", param="name"
+            ) from None
+        if name == self.base.name:
+            raise InvalidRequest(f"{name!r} is the name of the base", param="name")
+        if name in self._loading:
+            raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then load the other")
+        adapter = self._loading[name] = Adapter(name, folder, source)
+        try:
+            adapter.folder = await asyncio.to_thread(self._store.take, name, folder)
+            try:
+                await self._load(adapter, f"{name}#{next(self._numbers)}")
+                await asyncio.to_thread(self._store.keep, name, adapter.folder, source)
+            except BaseException:
+                if adapter.model and adapter.model.adapter and self._engine:
+                    self._engine.unload_adapter(adapter.model.adapter)
+                await asyncio.shield(asyncio.to_thread(self._store.drop, adapter.folder))
+                raise
+        finally:
+            del self._loading[name]
+        if replaced := self._adapters.get(name):
+            self._retire(replaced)
+        self._adapters[name] = adapter
+        logger.info("adapter %s loaded from %s", name, source)
+        return adapter
+
+    async def unload(self, name: str) -> Adapter:
+        """Take an adapter off the list; it stays for the requests that use it. Raises ModelNotFound, StorageFailed."""
+        if name in self._loading:
+            raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then unload it")
+        if name not in self._adapters:
+            raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        await asyncio.to_thread(self._store.forget, name)
+        adapter = self._adapters.pop(name, None)
+        if adapter is None:
+            raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        self._retire(adapter)
+        logger.info("adapter %s unloaded", name)
+        return adapter
+
+    def lose(self, engine_name: str, reason: str) -> None:
+        """The engine was started again and cannot load this adapter any more."""
+        for adapter in self._adapters.values():
+            if adapter.model and adapter.model.adapter == engine_name:
+                adapter.model, adapter.state, adapter.reason = None, "failed", reason
+
+    async def _load(self, adapter: Adapter, engine_name: str) -> None:
+        """Raises AdapterInvalid, NotReady or EngineFailed."""
+        assert self._engine is not None
+        manifest = await self._engine.load_adapter(engine_name, adapter.folder)
+        template = self.base.template
+        if manifest.chat_template is not None:
+            try:
+                template = self._text.adapter_template(inside(adapter.folder, manifest.chat_template))
+            except BundleInvalid as error:
+                self._engine.unload_adapter(engine_name)
+                raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
+        adapter.state = "ready"
+        adapter.model = Model(
+            adapter.name,
+            engine_name,
             template,
             (manifest.sampling, *self.base.sampling),
-            self._created,
-            self._bundle.manifest.adapters[name],
+            int(time.time()),
+            adapter.source,
             manifest.description,
             manifest,
         )
+
+    def _retire(self, adapter: Adapter) -> None:
+        adapter.state = "draining"
+        self._draining.append(adapter)
+        self._end_drained(adapter)
+
+    def _end_drained(self, adapter: Adapter) -> None:
+        if adapter.users == 0 and adapter in self._draining:
+            self._draining.remove(adapter)
+            if adapter.model and adapter.model.adapter and self._engine:
+                self._engine.unload_adapter(adapter.model.adapter)
+            self._store.drop(adapter.folder)

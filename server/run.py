@@ -72,6 +72,8 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
 
     Raises CannotListen, BundleInvalid and AdapterInvalid before anything is answered.
     """
+    if settings.dev and not settings.on_loopback:
+        raise CannotListen(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there")
     # Bound before the model is loaded, so that a taken port is said at once.
     listener = _bind(settings.host, settings.port)
     # What uvicorn says of its own start and stop is said below, with the models.

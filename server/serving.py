@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from starlette.requests import Request
 
 from loraplex.server.admission import Admission
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.client import EngineClient
-from loraplex.server.engine.messages import Start
+from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import NotReady
 from loraplex.server.generation import Generation
+from loraplex.server.keys import Keys
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Registry
 from loraplex.server.settings import Settings
+from loraplex.server.store import Store
 from loraplex.server.text.guide import GuideChecker
 from loraplex.server.text.tokenizer import Text
 
@@ -34,6 +38,8 @@ class Serving:
     generation: Generation
     metrics: Metrics
     guides: GuideChecker
+    keys: Keys | None
+    """None: anyone may ask."""
     context_length: int
     """Longest sequence, in tokens."""
     fingerprint: str
@@ -50,13 +56,13 @@ class Serving:
 async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serving]:
     """Start the engine, load the adapters; stop the engine at the end.
 
-    Raises BundleInvalid, and AdapterInvalid where `settings.strict`.
+    Raises BundleInvalid, KeysInvalid, StateInvalid, and AdapterInvalid where `settings.strict`.
     """
+    keys = Keys(settings.keys) if settings.keys else None
     base = bundle.manifest.base
     folder = bundle.variant("generator")
     text = Text(folder)
     metrics = Metrics()
-    registry = Registry(bundle, text)
     start = Start(
         str(folder),
         base,
@@ -66,10 +72,26 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
         settings.telemetry,
         settings.engine,
         settings.kv_cache_mib * 2**20,
+        settings.max_running,
+        Routed(
+            str(bundle.variant("paged")) if "paged" in bundle.manifest.variants else None,
+            [str(bundle.adapter(name)) for name in bundle.manifest.adapters],
+            str(settings.link_cache) if settings.link_cache else None,
+            settings.weights,
+            settings.max_linked,
+            settings.prefix_cache,
+            settings.cuda_graphs,
+        ),
     )
-    async with EngineClient(start, on_restart=metrics.engine_restarts.inc) as engine:
-        await registry.load(engine, strict=settings.strict)
-        admission = Admission(settings.max_running, settings.max_waiting, metrics)
+    async with AsyncExitStack() as cleanup:
+        state = settings.state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="loraplex-")))
+        registry = Registry(bundle, text, Store(state, settings.max_adapter_bytes))
+        engine = await cleanup.enter_async_context(
+            EngineClient(start, on_restart=metrics.engine_restarts.inc, on_adapter_lost=registry.lose)
+        )
+        await registry.start(engine, strict=settings.strict)
+        assert engine.started is not None
+        admission = Admission(engine.started.max_running, settings.max_waiting, metrics)
         yield Serving(
             settings=settings,
             bundle=bundle,
@@ -80,6 +102,7 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
             generation=Generation(engine, admission, text, metrics),
             metrics=metrics,
             guides=GuideChecker(),
+            keys=keys,
             context_length=min(base.context_length, settings.max_model_len or base.context_length),
             fingerprint="fp_" + base.fingerprint.removeprefix("sha256:")[:12],
         )

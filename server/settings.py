@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
@@ -33,14 +35,14 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     "Where the model runs; auto is cuda where the installed onnxruntime-genai and the machine have it."
 
-    engine: Literal["auto", "generator", "batched"] = "auto"
-    "How sequences run: batched computes one token of all of them at once (CPU), generator one after another."
+    engine: Literal["auto", "routed", "generator", "batched"] = "auto"
+    "How sequences run: routed (CUDA) and batched (CPU) compute one token of all of them at once, generator one after another."
 
     threads: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     "CPU threads of the engine; 0 takes every physical core."
 
-    max_running: AtLeastOne = 16
-    "Sequences that are decoded at the same time; more wait in the queue."
+    max_running: Annotated[int, Parameter(validator=Number(gte=0, lte=256))] = 0
+    "Sequences that are decoded at the same time; more wait in the queue; 0 is 64 on the routed engine, 16 on others."
 
     max_waiting: Annotated[int, Parameter(validator=Number(gte=0))] = 256
     "Sequences that may wait; beyond that a request is answered 429 with Retry-After."
@@ -55,7 +57,37 @@ class Settings:
     "Prompt tokens computed at once; running streams wait for one such chunk at a time; 0 leaves it to the engine."
 
     kv_cache_mib: Annotated[int, Parameter(validator=Number(gte=0))] = 0
-    "Memory for keys and values of the batched engine, in MiB; 0 takes half of what is free at start."
+    "Memory for keys and values, in MiB; 0 takes half of what is free at start, 40 % of it on a GPU."
+
+    weights: Literal["auto", "int4", "float16"] = "auto"
+    "The base's weights on the routed engine: float16 serves many at once faster, with the same values and 4 x the memory."
+
+    max_linked: Annotated[int, Parameter(validator=Number(gte=0, lte=2047))] = 0
+    "Adapters that the routed engine holds in GPU memory; others are copied there when asked for; 0 is as many as run."
+
+    prefix_cache: bool = True
+    "Keep the routed engine's KV cache of earlier prompts for those that begin the same, with the same adapter."
+
+    cuda_graphs: bool = True
+    "Replay a step's kernel launches instead of repeating them; costs a capture for each batch size."
+
+    link_cache: Path | None = None
+    "Folder for what the routed engine makes of the base; unset, .cache in the bundle, or your cache folder."
+
+    keys: Path | None = None
+    "TOML file of API keys (see docs/api.md); without it anyone who reaches the server may ask it."
+
+    dev: bool = False
+    "Let anyone manage adapters, on a loopback address only."
+
+    adapter_dir: Path | None = None
+    "Folder that adapters may be loaded from while the server runs."
+
+    state_dir: Path | None = None
+    "Folder for adapters that were loaded while the server ran, so that they are there after a restart."
+
+    max_adapter_bytes: AtLeastOne = 2**30
+    "Largest adapter that may be loaded while the server runs."
 
     max_body_bytes: AtLeastOne = 4 * 1024 * 1024
     "Largest request body; beyond that a request is answered 413."
@@ -77,6 +109,14 @@ class Settings:
         """Seconds from SIGTERM until connections are closed, whatever still runs: past the drain, requests get a moment
         to say that they end."""
         return self.drain_timeout + 2
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def engine_threads(self) -> int:
         """CPU threads the engine gets."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 from msgspec import Struct
@@ -34,11 +34,16 @@ class Choice(Struct):
 class Answer:
     """The choices of one request: admitted together, then either streamed or answered whole."""
 
-    def __init__(self, serving: Serving, jobs: list[Job], id_prefix: str) -> None:
-        """Raises QueueFull."""
+    def __init__(self, serving: Serving, jobs: list[Job], id_prefix: str, held: ExitStack) -> None:
+        """`held` is closed when the answer is. Raises QueueFull."""
         self._serving = serving
         self._jobs = jobs
-        self._tickets = serving.admission.enter(jobs[0].model.name, len(jobs))
+        self._held = held
+        try:
+            self._tickets = serving.admission.enter(jobs[0].model.name, len(jobs))
+        except BaseException:
+            held.close()
+            raise
         self._tokens = 0
         self._cached = 0
         self.id = f"{id_prefix}-{secrets.token_hex(12)}"
@@ -90,6 +95,7 @@ class Answer:
     def close(self) -> None:
         for ticket in self._tickets:
             self._serving.admission.release(ticket)
+        self._held.close()
 
 
 def stop_strings(request: Generate) -> list[str]:

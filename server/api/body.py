@@ -15,6 +15,7 @@ DISCARD = 16
 """Up to so many times the limit is read and thrown away: a client that is cut off while it sends sees a broken
 connection instead of the refusal."""
 
+BodyT = TypeVar("BodyT")
 GenerateT = TypeVar("GenerateT", bound=Generate)
 
 # msgspec's messages: https://jcristharif.com/msgspec/constraints.html
@@ -23,6 +24,13 @@ _FIELD = re.compile(r"(?P<problem>missing required|contains unknown) field `(?P<
 
 
 async def read(request: Request, kind: type[GenerateT], limit: int) -> GenerateT:
+    """As `decode`, and refuses the fields that this server cannot honour."""
+    found = await decode(request, kind, limit)
+    _refuse_unsupported(found)
+    return found
+
+
+async def decode(request: Request, kind: type[BodyT], limit: int) -> BodyT:
     """Read and check a body of at most `limit` bytes. Raises BodyTooLarge and InvalidRequest."""
     body = bytearray()
     size = 0
@@ -35,13 +43,11 @@ async def read(request: Request, kind: type[GenerateT], limit: int) -> GenerateT
     if size > limit:
         raise BodyTooLarge(f"The request body is larger than {limit} bytes, the limit of this server")
     try:
-        found = msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedJSON(f"The request body is not valid JSON: {error}") from None
-    _refuse_unsupported(found)
-    return found
 
 
 def _invalid(message: str) -> InvalidRequest:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
+from loraplex.server.api.access import check_model, key_of
 from loraplex.server.api.answer import Answer, include_usage, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.logprobs import chat_logprobs
@@ -34,16 +35,19 @@ from loraplex.server.serving import Serving, serving
 async def chat_completions(request: Request) -> Response:
     server = serving(request)
     arrived = time.perf_counter()
+    key = key_of(request)
     body = await read(request, ChatRequest, server.settings.max_body_bytes)
     with_usage = include_usage(body)
-    answer = Answer(server, await _jobs(server, body, arrived), "chatcmpl")
+    with ExitStack() as held:
+        check_model(key, body.model)
+        model = held.enter_context(server.registry.use(body.model))
+        answer = Answer(server, await _jobs(server, model, body, arrived), "chatcmpl", held.pop_all())
     if body.stream:
         return answer.stream(_chunks(server, answer, with_usage))
     return await answer.whole(request, _complete(server, answer))
 
 
-async def _jobs(server: Serving, body: ChatRequest, arrived: float) -> list[Job]:
-    model = server.registry.get(body.model)
+async def _jobs(server: Serving, model: Model, body: ChatRequest, arrived: float) -> list[Job]:
     prompt = await server.text.encode(_prompt(model, body), add_special_tokens=False)
     budget = token_budget(
         len(prompt), _max_tokens(body, model), server.settings.default_max_tokens, server.context_length, "messages"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
 from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
+from loraplex.server.api.access import check_model, key_of
 from loraplex.server.api.answer import Answer, include_usage, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.logprobs import completion_logprobs
@@ -18,6 +19,7 @@ from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice
 from loraplex.server.api.stream import event, json_response
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
+from loraplex.server.registry import Model
 from loraplex.server.serving import Serving, serving
 
 DEFAULT_MAX_TOKENS = 16
@@ -27,16 +29,19 @@ DEFAULT_MAX_TOKENS = 16
 async def completions(request: Request) -> Response:
     server = serving(request)
     arrived = time.perf_counter()
+    key = key_of(request)
     body = await read(request, CompletionRequest, server.settings.max_body_bytes)
     with_usage = include_usage(body)
-    answer = Answer(server, await _jobs(server, body, arrived), "cmpl")
+    with ExitStack() as held:
+        check_model(key, body.model)
+        model = held.enter_context(server.registry.use(body.model))
+        answer = Answer(server, await _jobs(server, model, body, arrived), "cmpl", held.pop_all())
     if body.stream:
         return answer.stream(_chunks(server, answer, with_usage))
     return await answer.whole(request, _complete(server, answer))
 
 
-async def _jobs(server: Serving, body: CompletionRequest, arrived: float) -> list[Job]:
-    model = server.registry.get(body.model)
+async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived: float) -> list[Job]:
     count = body.n or 1
     prompts = await _prompts(server, body, MAX_CHOICES // count)
     defaults = (each.max_tokens for each in model.sampling)

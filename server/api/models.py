@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from loraplex.server.api.access import check_model, key_of
 from loraplex.server.api.schema import ModelCard, ModelList
 from loraplex.server.api.stream import json_response
 from loraplex.server.registry import Model
@@ -12,13 +13,15 @@ from loraplex.server.serving import Serving, serving
 
 
 async def list_models(request: Request) -> Response:
-    server = serving(request)
-    return json_response(ModelList([_card(server, model) for model in server.registry]))
+    server, key = serving(request), key_of(request)
+    models = [model for model in server.registry if key is None or key.may_use(model.name)]
+    return json_response(ModelList([_card(server, model) for model in models]))
 
 
 async def get_model(request: Request) -> Response:
-    server = serving(request)
-    return json_response(_card(server, server.registry.get(request.path_params["id"])))
+    server, wanted = serving(request), request.path_params["id"]
+    check_model(key_of(request), wanted)
+    return json_response(_card(server, server.registry.get(wanted)))
 
 
 def _card(server: Serving, model: Model) -> ModelCard:

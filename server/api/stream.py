@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -60,10 +60,11 @@ class EventStream(EventSourceResponse):
     From the signal that stops the server it has `stop_timeout` seconds.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], finish: Callable[[], None], stop_timeout: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], finish: Callable[[], None], stop_timeout: float) -> None:
         super().__init__(
             events, ping=PING_SECONDS, shutdown_grace_period=stop_timeout, send_timeout=SLOW_READER_SECONDS
         )
+        self._events = events
         self._finish = finish
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,10 +73,11 @@ class EventStream(EventSourceResponse):
         except SendTimeoutError:
             logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
         finally:
+            await self._events.aclose()  # or its work would be cancelled some time later
             self._finish()
 
 
-async def events(chunks: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """Chunks with the end that OpenAI's clients expect; an error becomes an event, since the status is out already."""
     try:
         async with aclosing(chunks):

@@ -92,10 +92,11 @@ class BatchedLane:
             self._leave(found, keep=True)
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
-        adapter = Adapter(name, folder / manifest.file)
-        if replaced := self._adapters.get(name):
-            self._kept.forget(replaced)
-        self._adapters[name] = adapter
+        self._adapters[name] = Adapter(name, folder / manifest.file)
+
+    def unload_adapter(self, name: str) -> None:
+        if adapter := self._adapters.pop(name, None):
+            self._kept.forget(adapter)
 
     def _check(self, request: Submit) -> None:
         """Raises ValueError."""

@@ -31,6 +31,7 @@ from loraplex.server.engine.messages import (
     StartFailed,
     Step,
     Submit,
+    UnloadAdapter,
     pack,
     unpack_report,
 )
@@ -106,11 +107,15 @@ class EngineClient:
     Entering raises BundleInvalid if the base cannot be loaded.
     """
 
-    def __init__(self, start: Start, *, on_restart: Callable[[], None]) -> None:
+    def __init__(
+        self, start: Start, *, on_restart: Callable[[], None], on_adapter_lost: Callable[[str, str], None]
+    ) -> None:
+        """`on_adapter_lost` gets name and reason of an adapter that a restarted engine cannot load any more."""
         self.state: State = "starting"
         self.started: Started | None = None
         self._start = start
         self._on_restart = on_restart
+        self._on_adapter_lost = on_adapter_lost
         self._process: asyncio.subprocess.Process | None = None
         self._ready = asyncio.Event()
         self._streams: dict[int, Stream] = {}
@@ -151,6 +156,12 @@ class EngineClient:
             self._loading.pop(name, None)
         self._adapters[name] = folder
         return manifest
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that no request uses any more."""
+        self._adapters.pop(name, None)
+        if self.state == "ready":
+            self._send(UnloadAdapter(name))
 
     async def ready(self) -> None:
         """Wait until the engine runs. Raises NotReady if it will not."""
@@ -233,10 +244,27 @@ class EngineClient:
             case _:
                 code = await self._process.wait()
                 raise BundleInvalid(f"the engine process ended with status {code} while it loaded the base")
-        for name, folder in self._adapters.items():
-            self._send(LoadAdapter(name, str(folder)))
+        await self._load_again()
         self.state = "ready"
         self._ready.set()
+
+    async def _load_again(self) -> None:
+        """Load every adapter known into a fresh engine. Raises BundleInvalid if it dies of it."""
+        adapters = dict(self._adapters)
+        for name, folder in adapters.items():
+            self._send(LoadAdapter(name, str(folder)))
+        for _ in adapters:
+            match await self._receive():
+                case AdapterLoaded():
+                    pass
+                case AdapterRefused(name, message):
+                    logger.error("adapter %r could not be loaded again: %s", name, message)
+                    self._adapters.pop(name, None)
+                    self._on_adapter_lost(name, message)
+                case _:
+                    raise BundleInvalid("the engine process ended while it loaded the adapters")
+        for name in adapters.keys() - self._adapters.keys():  # unloaded meanwhile
+            self._send(UnloadAdapter(name))
 
     async def _supervise(self) -> None:
         """Hand reports on until the engine dies; start it again unless it dies all the time."""
@@ -301,8 +329,6 @@ class EngineClient:
             case AdapterRefused(name, message):
                 if (loading := self._loading.get(name)) and not loading.done():
                     loading.set_exception(AdapterInvalid(message))
-                else:
-                    logger.error("adapter %r could not be loaded again: %s", name, message)
             case _:
                 logger.error("unexpected report from the engine: %s", type(report).__name__)
 

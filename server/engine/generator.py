@@ -92,6 +92,7 @@ class GeneratorLane:
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._vocab_size: int = settings["model"]["vocab_size"]
         self._adapters = og.Adapters(self._model)
+        self._loaded: set[str] = set()
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK[self.device]
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -144,6 +145,12 @@ class GeneratorLane:
             self._adapters.load(str(folder / manifest.file), name)
         except RuntimeError as error:
             raise AdapterInvalid(f"adapter {name!r}: {error}") from None
+        self._loaded.add(name)
+
+    def unload_adapter(self, name: str) -> None:
+        if name in self._loaded:
+            self._loaded.remove(name)
+            self._adapters.unload(name)
 
     def _generator(self, request: Submit) -> og.Generator:
         params = og.GeneratorParams(self._model)

@@ -36,3 +36,6 @@ class Lane(Protocol):
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
         """Make a checked adapter available under a new name. Raises AdapterInvalid."""
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter that no sequence uses any more; unknown ones are ignored."""

@@ -19,7 +19,8 @@ HEADER = Layout(">I")
 
 Finish = Literal["stop", "length"]
 Device = Literal["auto", "cpu", "cuda"]
-Engine = Literal["auto", "generator", "batched"]
+Engine = Literal["auto", "routed", "generator", "batched"]
+Weights = Literal["auto", "int4", "float16"]
 
 
 class Sampling(Struct, frozen=True, array_like=True):
@@ -60,6 +61,22 @@ class Guide(Struct, frozen=True, array_like=True):
     text: str
 
 
+class Routed(Struct, frozen=True):
+    """What the routed lane alone is told."""
+
+    paged: str | None
+    """Folder of the base's paged variant."""
+    adapters: list[str]
+    """Folders of adapters that will be loaded, so that there is room for them from the start."""
+    cache: str | None
+    """Folder for linked models; None leaves it to the lane."""
+    weights: Weights
+    max_linked: int
+    """Adapters in the graph at a time; 0 leaves it to the lane."""
+    prefix_cache: bool
+    cuda_graphs: bool
+
+
 class Start(Struct, tag=True, frozen=True):
     """The first command: load the base found in `folder`."""
 
@@ -73,6 +90,9 @@ class Start(Struct, tag=True, frozen=True):
     engine: Engine
     kv_bytes: int
     """Memory for keys and values; 0 leaves it to the lane."""
+    max_running: int
+    """Sequences that will run at the same time; 0 leaves it to the lane."""
+    routed: Routed
 
 
 class LoadAdapter(Struct, tag=True, frozen=True):
@@ -80,6 +100,12 @@ class LoadAdapter(Struct, tag=True, frozen=True):
 
     name: str
     folder: str
+
+
+class UnloadAdapter(Struct, tag=True, frozen=True):
+    """Forget an adapter that no sequence uses any more; unknown ones are ignored. Not answered."""
+
+    name: str
 
 
 class Submit(Struct, tag=True, frozen=True):
@@ -108,6 +134,8 @@ class Started(Struct, tag=True, frozen=True):
     versions: dict[str, str]
     unsupported: list[str]
     """Fields of Sampling, and "guide", that the lane cannot honour."""
+    max_running: int
+    """Sequences that should run at the same time."""
 
 
 class StartFailed(Struct, tag=True, frozen=True):
@@ -155,7 +183,7 @@ class Step(Struct, tag=True, frozen=True):
     outputs: list[Output]
 
 
-Command = Start | LoadAdapter | Submit | Cancel
+Command = Start | LoadAdapter | UnloadAdapter | Submit | Cancel
 Report = Started | StartFailed | AdapterLoaded | AdapterRefused | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,10 +11,14 @@ import signal
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
+from msgspec import Struct
+
+from loraplex.server.bundle import AdapterManifest, Base
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import (
     HEADER,
@@ -30,13 +34,23 @@ from loraplex.server.engine.messages import (
     StartFailed,
     Step,
     Submit,
+    UnloadAdapter,
     pack,
     unpack_command,
 )
-from loraplex.server.errors import BundleInvalid, LoraplexError
+from loraplex.server.errors import AdapterInvalid, LoraplexError
 
 STOP_AFTER = 5.0
 """Seconds a step may still take after the parent is gone."""
+
+
+class Checked(Struct, frozen=True):
+    """An adapter after its checks, which run beside the steps: a manifest, or what is wrong."""
+
+    name: str
+    folder: Path
+    manifest: AdapterManifest | None
+    problem: str = ""
 
 
 class Border:
@@ -46,7 +60,7 @@ class Border:
         # Native libraries print to standard output; the reports get a descriptor that no one else knows.
         self._out = os.dup(1)
         os.dup2(2, 1)
-        self._commands: SimpleQueue[Command | None] = SimpleQueue()
+        self._commands: SimpleQueue[Command | Checked | None] = SimpleQueue()
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
@@ -59,9 +73,13 @@ class Border:
         self._commands.put(None)
         threading.Timer(STOP_AFTER, os._exit, (1,)).start()
 
-    def receive(self, wait: bool) -> Command | None:
+    def receive(self, wait: bool) -> Command | Checked | None:
         """The next command; None once the parent is gone. Raises queue.Empty when there is none and `wait` is False."""
         return self._commands.get(block=wait)
+
+    def post(self, checked: Checked) -> None:
+        """Hand a result of another thread to the one that receives."""
+        self._commands.put(checked)
 
     def send(self, report: Report) -> None:
         """Write one report; raises BrokenPipeError once the parent is gone."""
@@ -88,16 +106,17 @@ def serve(border: Border) -> None:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         # Imported late: the telemetry choice must stand before onnxruntime-genai is loaded.
-        from loraplex.server.engine.adapter_file import check_adapter
+        from loraplex.server.engine.opening import max_running, open_lane
 
-        lane = _open_lane(start)
+        lane = open_lane(start)
     except ImportError as error:
         border.send(StartFailed(f"{error}; install loraplex[cpu] or loraplex[cuda]"))
         return
     except LoraplexError as error:
         border.send(StartFailed(error.message))
         return
-    border.send(Started(lane.name, lane.device, start.threads, versions, sorted(lane.unsupported)))
+    border.send(Started(lane.name, lane.device, start.threads, versions, sorted(lane.unsupported), max_running(start, lane)))
+    checks = ThreadPoolExecutor(1, "checks")
     while True:
         try:
             command = border.receive(wait=not lane.busy)
@@ -114,26 +133,32 @@ def serve(border: Border) -> None:
             case Cancel():
                 lane.cancel(command.sequence)
             case LoadAdapter(name, folder):
+                checks.submit(_check, border, name, Path(folder), start.base)
+            case Checked(name, folder, manifest, problem):
                 try:
-                    manifest = check_adapter(Path(folder), start.base)
-                    lane.load_adapter(name, Path(folder), manifest)
+                    if manifest is None:
+                        raise AdapterInvalid(problem)
+                    lane.load_adapter(name, folder, manifest)
                 except LoraplexError as error:
                     border.send(AdapterRefused(name, error.message))
                 else:
                     border.send(AdapterLoaded(name, manifest))
+            case UnloadAdapter(name):
+                lane.unload_adapter(name)
 
 
-def _open_lane(start: Start) -> Lane:
-    """Load the base into the lane that was asked for. Raises BundleInvalid and ImportError."""
-    from loraplex.server.engine.batched import BatchedLane
-    from loraplex.server.engine.generator import GeneratorLane, choose_device
+def _check(border: Border, name: str, folder: Path, base: Base) -> None:
+    # Imported late: the telemetry choice must stand before onnxruntime is loaded.
+    from loraplex.server.engine.adapter_file import check_adapter
 
-    folder, device = Path(start.folder), choose_device(start.device)
-    if start.engine == "batched" and device != "cpu":
-        raise BundleInvalid("engine batched runs on the CPU: add --device cpu, or leave the engine to auto")
-    if start.engine == "batched" or (start.engine == "auto" and device == "cpu"):
-        return BatchedLane(folder, threads=start.threads, prefill_chunk=start.prefill_chunk, kv_bytes=start.kv_bytes)
-    return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
+    try:
+        checked = Checked(name, folder, check_adapter(folder, base))
+    except LoraplexError as error:
+        checked = Checked(name, folder, None, error.message)
+    except Exception as error:  # a file like nothing foreseen must not leave its loader waiting
+        traceback.print_exc()
+        checked = Checked(name, folder, None, f"adapter {name}: {error}")
+    border.post(checked)
 
 
 def _versions() -> dict[str, str]:

@@ -114,13 +114,16 @@ def test_an_int4_answer_does_not_depend_on_its_company(int4: Model) -> None:
         assert run(lane, [request])[request.sequence].tokens == together[request.sequence].tokens
 
 
-def test_a_replaced_adapter_is_used_from_then_on(llama: Model) -> None:
+def test_an_unloaded_adapter_leaves_nothing_to_the_next_of_its_name(llama: Model) -> None:
     lane = batched(llama)
     prompt = PROMPTS[0]
     run(lane, [Submit(0, "four", list(prompt), COUNT, GREEDY)])
     folder = llama.bundle.adapter("nine")
     from loraplex.server.engine.adapter_file import check_adapter
 
+    lane.unload_adapter("four")
+    refused = run(lane, [Submit(2, "four", list(prompt), COUNT, GREEDY)])[2]
+    assert refused.error == "adapter 'four' is not loaded"
     lane.load_adapter("four", folder, check_adapter(folder, llama.bundle.manifest.base))
     answer = run(lane, [Submit(1, "four", list(prompt), COUNT, GREEDY)])[1]
     assert answer.tokens == llama.expected("nine", prompt, COUNT)

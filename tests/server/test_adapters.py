@@ -1,0 +1,248 @@
+"""Adapters come, go and change on a running server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.conftest import TinyBundle
+from tests.server.process import ServerProcess, serving
+
+PROMPTS = [[seed, seed + 40, 7] for seed in range(10, 34)]
+
+
+def ask(server: ServerProcess, model: str, prompt: list[int], count: int = 24) -> str:
+    answer = server.client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=count)
+    return answer.choices[0].text
+
+
+def call(server: ServerProcess, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:
+    """Status and body, decoded where it is JSON."""
+    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            status, content = response.status, response.read()
+    except urllib.error.HTTPError as error:
+        status, content = error.code, error.read()
+    try:
+        return status, json.loads(content)
+    except ValueError:
+        return status, content.decode()
+
+
+@pytest.fixture
+def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
+    """A folder of adapters to load: those of the tiny bundle."""
+    return shutil.copytree(tiny.folder / "adapters", tmp_path / "sources")
+
+
+@pytest.fixture(params=["batched", "generator"])
+def server(request: pytest.FixtureRequest, tiny: TinyBundle, sources: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    flags = ("--dev", "--adapter-dir", str(sources), "--engine", request.param)
+    log = tmp_path / "log"
+    with serving(tiny.folder, log, *flags) as found:
+        yield found
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_server: ServerProcess) -> Callable[[str, list[int]], str]:
+    """Answers of a server that nobody changes."""
+    return lambda model, prompt: ask(tiny_server, model, prompt)
+
+
+def test_an_adapter_is_added_replaced_and_removed(
+    server: ServerProcess, expected: Callable[[str, list[int]], str]
+) -> None:
+    prompt = PROMPTS[0]
+    status, card = call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+    assert (status, card["state"], card["in_use"]) == (201, "ready", 0)
+    assert set(card["ranks"].values()) == {2}
+    assert "new" in [model.id for model in server.client.models.list()]
+    assert ask(server, "new", prompt) == expected("small", prompt)
+    assert call(server, "PUT", "/v1/adapters/new", {"path": "large"})[0] == 200
+    assert ask(server, "new", prompt) == expected("large", prompt)
+    assert ask(server, "small", prompt) == expected("small", prompt)
+    assert call(server, "DELETE", "/v1/adapters/new")[0] == 200
+    assert "new" not in [model.id for model in server.client.models.list()]
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        ask(server, "new", prompt)
+    assert call(server, "GET", "/v1/adapters/new")[0] == 404
+
+
+def test_adapters_change_while_requests_run(server: ServerProcess, expected: Callable[[str, list[int]], str]) -> None:
+    answers = {(name, i): expected(name, PROMPTS[i]) for name in ("small", "large", "middle") for i in range(24)}
+    call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+    stop = threading.Event()
+    wrong: list[object] = []
+    count = [0]
+
+    def traffic(worker: int) -> None:
+        turn = worker
+        while not stop.is_set():
+            turn += 1
+            prompt = turn % len(PROMPTS)
+            name = ("new", "middle")[turn % 2]
+            try:
+                text = ask(server, name, PROMPTS[prompt])
+            except openai.NotFoundError:
+                continue  # between a removal and the next load
+            allowed = {"small", "large"} if name == "new" else {"middle"}
+            if text not in {answers[each, prompt] for each in allowed}:
+                wrong.append((name, prompt, text))
+            count[0] += 1
+
+    with ThreadPoolExecutor(6) as pool:
+        workers = [pool.submit(traffic, worker) for worker in range(6)]
+        try:
+            for turn in range(12):
+                status, _ = call(server, "PUT", "/v1/adapters/new", {"path": ("large", "small")[turn % 2]})
+                assert status == 200
+                if turn % 4 == 3:
+                    assert call(server, "DELETE", "/v1/adapters/new")[0] == 200
+                    assert call(server, "PUT", "/v1/adapters/new", {"path": "small"})[0] == 201
+        finally:
+            stop.set()
+        for worker in workers:
+            worker.result(60)
+    assert not wrong
+    assert count[0] > 12
+    cards = call(server, "GET", "/v1/adapters")[1]["data"]
+    assert {card["state"] for card in cards} == {"ready"}
+    assert sorted(card["name"] for card in cards) == ["large", "middle", "new", "partial", "small"]
+
+
+def test_a_stream_ends_on_the_weights_it_began_with(server: ServerProcess) -> None:
+    call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+    prompt = PROMPTS[1]
+    before = ask(server, "new", prompt, 200)
+    stream = iter(
+        server.client.completions.create(model="new", prompt=prompt, temperature=0, max_tokens=200, stream=True)
+    )
+    pieces = [next(stream)]
+    call(server, "PUT", "/v1/adapters/new", {"path": "large"})
+    call(server, "DELETE", "/v1/adapters/new")
+    pieces += stream
+    assert "".join(piece.choices[0].text for piece in pieces) == before
+
+
+def test_an_adapter_loaded_at_run_time_survives_the_engine(
+    server: ServerProcess, sources: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+    shutil.rmtree(sources / "small")  # the server has a copy
+    server.engine().kill()
+    assert ask(server, "new", PROMPTS[2]) == expected("small", PROMPTS[2])
+
+
+def test_vllms_endpoints_answer_in_its_words(server: ServerProcess) -> None:
+    def load(**body: object) -> tuple[int, Any]:
+        return call(server, "POST", "/v1/load_lora_adapter", body)
+
+    def unload(**body: object) -> tuple[int, Any]:
+        return call(server, "POST", "/v1/unload_lora_adapter", body)
+
+    assert load(lora_name="new", lora_path="small") == (200, "Success: LoRA adapter 'new' added successfully.")
+    status, body = load(lora_name="new", lora_path="large")
+    assert status == 400
+    assert body["error"] == {
+        "message": "The lora adapter 'new' has already been loaded. If you want to load the adapter in place, set "
+        "'load_inplace' to True.",
+        "type": "InvalidUserInput",
+        "param": None,
+        "code": 400,
+    }
+    assert load(lora_name="new", lora_path="large", load_inplace=True)[0] == 200
+    assert load(lora_name="new")[1]["error"]["message"] == "Both 'lora_name' and 'lora_path' must be provided."
+    assert load(lora_name="other", lora_path="nowhere")[0] == 404
+    assert unload(lora_name="new", lora_int_id=None) == (200, "Success: LoRA adapter 'new' removed successfully.")
+    status, body = unload(lora_name="new")
+    assert (status, body["error"]["message"]) == (404, "The lora adapter 'new' cannot be found.")
+    status, body = unload()
+    assert (status, body["error"]["type"]) == (400, "InvalidUserInput")
+
+
+def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
+    server: ServerProcess, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    def put(name: str, path: str) -> tuple[int, str]:
+        status, body = call(server, "PUT", f"/v1/adapters/{name}", {"path": path})
+        return status, body["error"]["code"]
+
+    flipped = sources / "large" / "large.onnx_adapter"
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 16
+    flipped.write_bytes(data)
+    (sources / "empty").mkdir()
+    outside = shutil.copytree(sources / "small", tmp_path / "outside")
+    (sources / "link").symlink_to(outside)
+    shutil.copytree(sources / "small", sources / "peek")
+    weights = sources / "peek" / "small.onnx_adapter"
+    weights.unlink()
+    weights.symlink_to(outside / "small.onnx_adapter")
+    assert put("small", "large") == (422, "adapter_invalid")
+    assert put("new", "empty") == (422, "adapter_invalid")
+    assert put("new", "peek") == (422, "adapter_invalid")
+    assert put("new", "link") == (403, "forbidden")
+    assert put("new", "../outside") == (403, "forbidden")
+    assert put("new", str(outside)) == (403, "forbidden")
+    assert put("new", "nowhere") == (404, "model_not_found")
+    assert put("new", "x" * 5000) == (404, "model_not_found")
+    assert put("new", "a\0b") == (404, "model_not_found")
+    assert put("tiny", "small") == (400, "invalid_value")
+    assert put("a%20b", "small") == (400, "invalid_value")
+    assert call(server, "PUT", "/v1/adapters/new", {"pfad": "small"})[1]["error"]["code"] == "unknown_parameter"
+    assert call(server, "PUT", "/v1/adapters/new", {})[1]["error"]["param"] == "path"
+    assert ask(server, "small", PROMPTS[0]) == expected("small", PROMPTS[0])
+    assert len(call(server, "GET", "/v1/adapters")[1]["data"]) == 4
+
+
+def test_an_adapter_over_the_limit_is_refused(tiny: TinyBundle, sources: Path, tmp_path: Path) -> None:
+    flags = ("--dev", "--adapter-dir", str(sources), "--max-adapter-bytes", "1000")
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        status, body = call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+        assert status == 422
+        assert "1000 at most" in body["error"]["message"]
+
+
+def test_what_was_loaded_is_there_after_a_restart(
+    tiny: TinyBundle, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    flags = ("--dev", "--adapter-dir", str(sources), "--state-dir", str(tmp_path / "state"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        for name, path in (("new", "large"), ("gone", "small"), ("small", "middle")):
+            assert call(server, "PUT", f"/v1/adapters/{name}", {"path": path})[0] in (200, 201)
+        call(server, "DELETE", "/v1/adapters/gone")
+        server.process.kill()
+        server.process.wait()
+    (tmp_path / "state" / "half-copied").mkdir()
+    shutil.rmtree(sources)
+    with serving(tiny.folder, tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
+        names = [model.id for model in server.client.models.list()]
+        assert sorted(names) == ["large", "middle", "new", "partial", "small", "tiny"]
+        assert ask(server, "new", PROMPTS[3]) == expected("large", PROMPTS[3])
+        assert ask(server, "small", PROMPTS[3]) == expected("middle", PROMPTS[3])
+    assert not (tmp_path / "state" / "half-copied").exists()
+    assert len(list((tmp_path / "state").iterdir())) == 3
+
+
+def test_a_state_dir_of_something_else_is_left_alone(tiny: TinyBundle, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with (
+        pytest.raises(AssertionError, match=r"is not empty and has no adapters\.json"),
+        serving(tiny.folder, tmp_path.parent / "state.log", "--state-dir", str(tmp_path)),
+    ):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
