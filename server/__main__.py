@@ -1,5 +1,19 @@
-"""`python -m loraplex.server` is `loraplex`."""
+"""The command `loraplex`, also as `python -m loraplex.server`."""
 
-from loraplex.server.cli import main
+from __future__ import annotations
 
-main()
+import sys
+
+
+def main() -> None:
+    try:
+        # Not above: the imports take half a second, in which people press Ctrl-C.
+        from loraplex.server import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

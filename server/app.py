@@ -14,6 +14,7 @@ from loraplex.server.api.adapters import (
     get_adapter,
     list_adapters,
     load_lora_adapter,
+    patch_adapter,
     put_adapter,
     unload_lora_adapter,
 )
@@ -21,53 +22,69 @@ from loraplex.server.api.chat import chat_completions
 from loraplex.server.api.completions import completions
 from loraplex.server.api.models import get_model, list_models
 from loraplex.server.api.operations import health, metrics, ready, version
-from loraplex.server.api.schema import ErrorBody, ErrorResponse
+from loraplex.server.api.reference import docs, openapi
+from loraplex.server.api.responses import responses
 from loraplex.server.api.stream import INTERNAL_ERROR, error_response, json_response
-from loraplex.server.errors import LoraplexError
-from loraplex.server.middleware import RequestId
+from loraplex.server.api.tokenize import detokenize, tokenize
+from loraplex.server.errors import LoraplexError, MethodNotAllowed, NotFound
+from loraplex.server.middleware import Recorded
+from loraplex.server.record import current
 from loraplex.server.serving import Serving, serving
+
+ROUTES = [
+    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/v1/models", list_models),
+    Route("/v1/models/{id}", get_model),
+    Route("/v1/adapters", list_adapters),
+    Route("/v1/adapters/{name}", get_adapter, methods=["GET"]),
+    Route("/v1/adapters/{name}", put_adapter, methods=["PUT"]),
+    Route("/v1/adapters/{name}", patch_adapter, methods=["PATCH"]),
+    Route("/v1/adapters/{name}", delete_adapter, methods=["DELETE"]),
+    Route("/v1/load_lora_adapter", load_lora_adapter, methods=["POST"]),
+    Route("/v1/unload_lora_adapter", unload_lora_adapter, methods=["POST"]),
+    Route("/health", health),
+    Route("/ready", ready),
+    Route("/metrics", metrics),
+    Route("/version", version),
+    Route("/openapi.json", openapi),
+    Route("/docs", docs),
+]
 
 
 def create_app(server: Serving) -> ASGIApp:
     """The application of a server whose parts run already."""
     app = Starlette(
-        routes=[
-            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
-            Route("/v1/models", list_models),
-            Route("/v1/models/{id}", get_model),
-            Route("/v1/adapters", list_adapters),
-            Route("/v1/adapters/{name}", get_adapter, methods=["GET"]),
-            Route("/v1/adapters/{name}", put_adapter, methods=["PUT"]),
-            Route("/v1/adapters/{name}", delete_adapter, methods=["DELETE"]),
-            Route("/v1/load_lora_adapter", load_lora_adapter, methods=["POST"]),
-            Route("/v1/unload_lora_adapter", unload_lora_adapter, methods=["POST"]),
-            Route("/health", health),
-            Route("/ready", ready),
-            Route("/metrics", metrics),
-            Route("/version", version),
-        ],
+        routes=ROUTES,
         exception_handlers={LoraplexError: refuse, HTTPException: refuse_route, Exception: fail},
     )
     app.state.serving = server
+    # A path with a slash too many is unknown: clients follow a redirect of a POST as a GET, or drop their key.
+    app.router.redirect_slashes = False
     # Around everything, Starlette's own error handling included: an answer without its id cannot be traced.
-    return RequestId(app)
+    return Recorded(app, server.tracing)
 
 
 async def refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, LoraplexError)
     serving(request).metrics.refused.labels(error.code or "unknown").inc()
+    if record := current():
+        record.code = error.code
     return error_response(error)
 
 
 async def refuse_route(request: Request, error: Exception) -> Response:
     """No such path, or not with this method."""
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    body = ErrorResponse(
-        ErrorBody(message, "invalid_request_error", None, "not_found" if error.status_code == 404 else None)
-    )
-    return json_response(body, error.status_code, dict(error.headers or {}))
+    target = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        answer = await refuse(request, MethodNotAllowed(f"{target}: this path has other methods"))
+        answer.headers.update(error.headers or {})
+        return answer
+    return await refuse(request, NotFound(f"{target}: there is no such path"))
 
 
 async def fail(_request: Request, _error: Exception) -> Response:

@@ -3,7 +3,7 @@
     BUNDLE/
       bundle.json                 Manifest
       base/generator/             model.onnx, model.onnx.data, genai_config.json, tokenizer.json, chat_template.jinja
-      base/paged/                 the PagedAttention twin (CUDA bundles only)
+      base/paged/                 the PagedAttention twin (CUDA bundles only), without a weight file of its own
       adapters/NAME/adapter.json  AdapterManifest
       adapters/NAME/NAME.onnx_adapter
 
@@ -29,6 +29,8 @@ from loraplex.server.errors import AdapterInvalid, BundleInvalid
 FORMAT = 1
 MANIFEST = "bundle.json"
 ADAPTER_MANIFEST = "adapter.json"
+MAX_MANIFEST_BYTES = 2**22
+"""A thousand projections take a twentieth of it."""
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Variant = Literal["generator", "paged"]
@@ -71,9 +73,11 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True):
     context_length: Positive
     vocab_size: Positive
     projections: dict[str, tuple[Positive, Positive]]
-    """(in_features, out_features) by projection name."""
+    """(in_features, out_features) by projection name; empty where the graph takes no adapters."""
     description: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    merged: str = ""
+    """The adapter that was merged into the weights before they were quantized; then there are no others."""
 
 
 class AdapterManifest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +91,7 @@ class AdapterManifest(Struct, frozen=True, forbid_unknown_fields=True):
     ranks: dict[str, Positive]
     """Rank by projection name; projections without LoRA weights are absent."""
     alphas: dict[str, float]
-    """The alpha that was folded into B, by projection name."""
+    """The alpha that was folded into B, by projection name; absent where the adapter's source does not tell."""
     source: str = ""
     description: str = ""
     chat_template: str | None = None
@@ -95,13 +99,22 @@ class AdapterManifest(Struct, frozen=True, forbid_unknown_fields=True):
     sampling: Sampling = field(default_factory=Sampling)
 
 
+class WeightFile(Struct, frozen=True, forbid_unknown_fields=True):
+    """The one weight file of all variants, in the folder of the generator variant."""
+
+    file: str
+    bytes: Positive
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """bundle.json. Folders are relative to the bundle and use forward slashes."""
+    """bundle.json. Files and folders are relative to the bundle and use forward slashes."""
 
     format: Literal[1]
     base: Base
     variants: dict[Variant, str]
     adapters: dict[Name, str]
+    weights: WeightFile | None = None
+    """None in bundles that were written before there was this field."""
 
 
 class Bundle(Struct, frozen=True):
@@ -133,6 +146,8 @@ class Bundle(Struct, frozen=True):
         for variant, relative in manifest.variants.items():
             if not (inside(folder, relative) / "genai_config.json").is_file():
                 raise BundleInvalid(f"{path}: the {variant} variant has no {relative}/genai_config.json")
+        if manifest.weights:
+            _check_weights(inside(folder, manifest.weights.file), manifest.weights.bytes)
         return bundle
 
     def variant(self, variant: Variant) -> Path:
@@ -148,6 +163,16 @@ class Bundle(Struct, frozen=True):
         return inside(self.folder, self.manifest.adapters[name])
 
 
+def _check_weights(file: Path, size: int) -> None:
+    """By size, which tells a broken download and a pointer of Git LFS; hashing gigabytes would take seconds."""
+    try:
+        found = file.stat().st_size
+    except OSError:
+        raise BundleInvalid(f"{file} is missing: the bundle is incomplete, fetch it again") from None
+    if found != size:
+        raise BundleInvalid(f"{file} has {found} bytes instead of {size}: the bundle is incomplete, fetch it again")
+
+
 def inside(folder: Path, relative: str) -> Path:
     """Join a path from a manifest to its folder; raises BundleInvalid where it would lead out of it."""
     pure = PurePosixPath(relative)
@@ -160,6 +185,8 @@ def read_adapter_manifest(folder: Path) -> AdapterManifest:
     """Read adapter.json; raises AdapterInvalid, which names the file and the fix."""
     path = folder / ADAPTER_MANIFEST
     try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise AdapterInvalid(f"{path} has more than {MAX_MANIFEST_BYTES} bytes")
         return msgspec.json.decode(path.read_bytes(), type=AdapterManifest)
     except FileNotFoundError:
         raise AdapterInvalid(f"{folder} is not an adapter: it has no {ADAPTER_MANIFEST}") from None

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from importlib.metadata import version
 from importlib.resources import as_file, files
-from pathlib import Path
 
 from cyclopts import App
 from cyclopts.config import Env
 
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import LoraplexError
+from loraplex.server.hub import locate_bundle
 from loraplex.server.keys import Key, digest, entry, new_key
+from loraplex.server.logs import configure
 from loraplex.server.run import run
-from loraplex.server.settings import Settings
+from loraplex.server.settings import PREFIX, AtLeastOne, Settings, check_environment
+
+logger = logging.getLogger("loraplex")
 
 app = App(
     name="loraplex",
     help="Serve many LoRA adapters of one model with ONNX Runtime GenAI.",
     version=version("loraplex"),
-    config=Env("LORAPLEX_", command=False),
+    config=Env(PREFIX, command=False),
 )
 
 DEMO_REQUESTS = """
@@ -40,13 +44,13 @@ Ask the tone adapter, streaming:
 
 
 @app.command
-def serve(bundle: Path, /, *, settings: Settings | None = None) -> None:
+def serve(bundle: str, /, *, settings: Settings | None = None) -> None:
     """Serve a bundle over the OpenAI API until SIGTERM or Ctrl-C.
 
     Parameters
     ----------
     bundle
-        Folder written by `loraplex build`.
+        Folder written by `loraplex build`, or OWNER/NAME[@REVISION] on the Hugging Face hub; a folder wins.
     """
     _serve(bundle, settings or Settings())
 
@@ -55,11 +59,19 @@ def serve(bundle: Path, /, *, settings: Settings | None = None) -> None:
 def demo(*, settings: Settings | None = None) -> None:
     """Serve the demo bundle: a toy model with three adapters, for trying things out."""
     with as_file(files("loraplex.adapters") / "demo") as bundle:
-        _serve(bundle, settings or Settings(), DEMO_REQUESTS)
+        _serve(str(bundle), settings or Settings(), DEMO_REQUESTS)
 
 
 @app.command
-def key(name: str, /, *, admin: bool = False, adapter: tuple[str, ...] = ()) -> None:
+def key(
+    name: str,
+    /,
+    *,
+    admin: bool = False,
+    adapter: tuple[str, ...] = (),
+    requests_per_minute: AtLeastOne | None = None,
+    tokens_per_minute: AtLeastOne | None = None,
+) -> None:
     """Make an API key, and the lines that let it in.
 
     Parameters
@@ -70,10 +82,15 @@ def key(name: str, /, *, admin: bool = False, adapter: tuple[str, ...] = ()) -> 
         Whether it may manage adapters.
     adapter
         The models it opens, once for each; all where none is named.
+    requests_per_minute
+        How many requests it may make.
+    tokens_per_minute
+        How many tokens its prompts and answers may have together.
     """
     made = new_key()
     print(f"{made}\n\nFor the file of --keys, which keeps no key itself:\n")
-    print(entry(Key(name, digest(made), admin, frozenset(adapter) or None)))
+    limits = (requests_per_minute, tokens_per_minute)
+    print(entry(Key(name, digest(made), admin, frozenset(adapter) or None, *limits)))
 
 
 # By name, so that serving needs nothing of what building needs.
@@ -81,14 +98,15 @@ app.command("loraplex.build.cli:build", help="Make a bundle of one checkpoint an
 app.command(
     "loraplex.build.adapter_cli:adapter", help="Convert, inspect and verify one adapter against a bundle that exists."
 )
+app.command("loraplex.build.publish_cli:publish", help="Publish a bundle to the Hugging Face hub or to Azure ML.")
 
 
-def _serve(bundle: Path, settings: Settings, welcome: str | None = None) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+def _serve(bundle: str, settings: Settings, welcome: str | None = None) -> None:
+    configure(settings.log_level, settings.log_format)
+    for line in check_environment(os.environ):
+        logger.warning("%s", line)
     try:
-        asyncio.run(run(Bundle.open(bundle), settings, welcome))
+        asyncio.run(run(Bundle.open(locate_bundle(bundle)), settings, welcome))
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Literal
 
@@ -11,12 +11,13 @@ from msgspec import Struct
 from loraplex.server.admission import Admission, Ticket
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.engine.messages import Finish, Guide, Logprobs, Output, Sampling
-from loraplex.server.errors import ContextLengthExceeded, LoraplexError
+from loraplex.server.errors import ContextLengthExceeded, DeadlineExceeded, LoraplexError
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Model
 from loraplex.server.text.detokenizer import Detokenizer
 from loraplex.server.text.stop import StopStrings
 from loraplex.server.text.tokenizer import Text
+from loraplex.server.timing import Clock
 
 
 class Job(Struct, frozen=True):
@@ -32,6 +33,10 @@ class Job(Struct, frozen=True):
     """time.perf_counter() at the arrival of the request."""
     continues_prompt: bool
     """The text goes on where the prompt ends, rather than starting an answer of its own."""
+    hidden: frozenset[int] | None = None
+    """Tokens without text; None for every special one."""
+    include_stop: bool = False
+    """What ends the answer is part of its text."""
 
 
 class Delta(Struct, frozen=True):
@@ -55,17 +60,24 @@ class Generation:
         self._text = text
         self._metrics = metrics
 
-    async def run(self, job: Job, ticket: Ticket) -> AsyncGenerator[Delta, None]:
+    async def run(self, job: Job, ticket: Ticket, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
         """The answer as it comes; closing the iterator cancels the work.
 
-        Releases the ticket as soon as the engine is done, so that a slow reader keeps no one waiting. Raises NotReady
-        or EngineFailed.
+        Releases the ticket as soon as the engine is done, so that a slow reader keeps no one waiting. `deadline` is in
+        seconds of the event loop's clock. Raises NotReady, EngineFailed or DeadlineExceeded.
         """
-        clock = _Clock(self._metrics, job)
+        clock = Clock(self._metrics, job.model.name, job.arrived, len(job.prompt))
         decoding = _Decoding(self._text, job)
-        ended: Literal["stop", "length", "error", "cancelled"] = "cancelled"
+        ended: Literal["stop", "length", "error", "timeout", "cancelled"] = "cancelled"
+        timer: asyncio.TimerHandle | None = None
         try:
-            await ticket.admitted()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await ticket.admitted()
+                    clock.admitted()
+                    await self._engine.ready()
+            except TimeoutError:
+                raise _late("waited for its turn") from None
             async with self._engine.generate(
                 job.prompt,
                 adapter=job.model.adapter,
@@ -74,18 +86,24 @@ class Generation:
                 guide=job.guide,
                 on_end=lambda: self._admission.release(ticket),
             ) as stream:
+                if deadline is not None:
+                    loop = asyncio.get_running_loop()
+                    timer = loop.call_at(deadline, self._engine.fail, stream, _late("was being answered"))
                 async for output in stream:
                     delta = decoding.decode(output)
-                    clock.tokens(len(delta.tokens))
+                    clock.tokens(len(delta.tokens), delta.cached)
                     if delta.finish:
                         ended = delta.finish
                     yield delta
                     if delta.finish:
                         return
-        except LoraplexError:
-            ended = "error"
+        except LoraplexError as error:
+            ended = "timeout" if isinstance(error, DeadlineExceeded) else "error"
+            clock.failed(error.code)
             raise
         finally:
+            if timer:
+                timer.cancel()
             self._admission.release(ticket)
             clock.end(ended)
 
@@ -95,12 +113,14 @@ class _Decoding:
 
     def __init__(self, text: Text, job: Job) -> None:
         before = job.prompt[-8:] if job.continues_prompt else ()
-        self._detokenizer = Detokenizer(text.tokenizer, before)
-        self._stop = StopStrings(job.stop)
+        self._detokenizer = Detokenizer(text.tokenizer, before, job.hidden)
+        self._stop = StopStrings(job.stop, include=job.include_stop)
+        self._include_stop = job.include_stop
 
     def decode(self, output: Output) -> Delta:
         # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
-        visible = output.tokens[:-1] if output.finish == "stop" else output.tokens
+        ends = output.finish == "stop" and not self._include_stop
+        visible = output.tokens[:-1] if ends else output.tokens
         text = ""
         for count, token in enumerate(visible, 1):
             text += self._stop.feed(self._detokenizer.decode([token]))
@@ -111,35 +131,9 @@ class _Decoding:
         return Delta(text, output.tokens, output.finish, output.logprobs or [], output.cached)
 
 
-class _Clock:
-    """Times one sequence for the metrics."""
-
-    def __init__(self, metrics: Metrics, job: Job) -> None:
-        adapter = job.model.name
-        self._arrived = job.arrived
-        self._last: float | None = None
-        self._adapter = adapter
-        self._requests = metrics.requests
-        self._first_token = metrics.time_to_first_token.labels(adapter)
-        self._inter_token = metrics.inter_token_latency.labels(adapter)
-        self._end_to_end = metrics.end_to_end_latency.labels(adapter)
-        self._generated = metrics.generation_tokens.labels(adapter)
-        metrics.prompt_tokens.labels(adapter).inc(len(job.prompt))
-
-    def tokens(self, count: int) -> None:
-        if count == 0:
-            return
-        now = time.perf_counter()
-        if self._last is None:
-            self._first_token.observe(now - self._arrived)
-        else:
-            self._inter_token.observe((now - self._last) / count)
-        self._last = now
-        self._generated.inc(count)
-
-    def end(self, how: str) -> None:
-        self._requests.labels(self._adapter, how).inc()
-        self._end_to_end.observe(time.perf_counter() - self._arrived)
+def _late(state: str) -> DeadlineExceeded:
+    # Its time is the client's own, or one that all requests share: another try would end the same way.
+    return DeadlineExceeded(f"The request's time was over while it {state}", permanent=True)
 
 
 def token_budget(prompt: int, wanted: int | None, default: int, context: int, param: str) -> int:

@@ -9,6 +9,9 @@ admin = true                  # may manage adapters
 name = "customer-7"
 sha256 = "…"
 adapters = ["travel", "tone"] # and nothing else; without this line everything
+requests_per_minute = 60      # without these lines as many as there is room for
+tokens_per_minute = 100000    # of prompts and answers together
+class = "free"                # by which metrics tell keys apart; "default" without this line
 """
 
 from __future__ import annotations
@@ -26,10 +29,14 @@ from msgspec import Meta, Struct, field
 
 from loraplex.server.bundle import Name
 from loraplex.server.errors import KeysInvalid, Unauthorized
+from loraplex.server.limits import Rate
 
 logger = logging.getLogger("loraplex.keys")
 
 PREFIX = "lpx-"
+MAX_CLASSES = 16
+"""Each makes series of its own in the metrics."""
+PerMinute = Annotated[int, Meta(ge=1, le=10**12)]
 
 
 class Key(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +44,9 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     admin: bool = False
     adapters: frozenset[Name] | None = None
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
+    service_class: Name = field(default="default", name="class")
 
     def may_use(self, model: str) -> bool:
         return self.adapters is None or model in self.adapters
@@ -63,6 +73,12 @@ def entry(key: Key) -> str:
         lines.append("admin = true")
     if key.adapters is not None:
         lines.append(f"adapters = [{', '.join(map(_text, sorted(key.adapters)))}]")
+    if key.requests_per_minute is not None:
+        lines.append(f"requests_per_minute = {key.requests_per_minute}")
+    if key.tokens_per_minute is not None:
+        lines.append(f"tokens_per_minute = {key.tokens_per_minute}")
+    if key.service_class != "default":
+        lines.append(f"class = {_text(key.service_class)}")
     return "\n".join(lines)
 
 
@@ -78,6 +94,20 @@ class Keys:
         self._path = path
         self._stamp = self._stat()
         self._keys = self._read()
+        self._rates: dict[str, Rate] = {}
+
+    @property
+    def classes(self) -> set[str]:
+        """Every class that a key has."""
+        return {key.service_class for key in self._keys}
+
+    def rate(self, key: Key) -> Rate:
+        """What the key has left of its rate."""
+        limits = (key.requests_per_minute, key.tokens_per_minute)
+        rate = self._rates.get(key.name)
+        if rate is None or not rate.matches(*limits):
+            rate = self._rates[key.name] = Rate(*limits)
+        return rate
 
     def authenticate(self, authorization: str) -> Key:
         """The key of an Authorization header. Raises Unauthorized."""
@@ -99,6 +129,8 @@ class Keys:
                 return
             self._stamp = stamp
             self._keys = self._read()
+            names = {key.name for key in self._keys}
+            self._rates = {name: rate for name, rate in self._rates.items() if name in names}
         except KeysInvalid as error:
             logger.error("the keys stay as they were: %s", error.message)
         else:
@@ -123,4 +155,6 @@ class Keys:
         names = [key.name for key in keys]
         if len(set(names)) < len(names) or len({key.sha256 for key in keys}) < len(keys):
             raise KeysInvalid(f"{self._path}: two keys have the same name or the same digest")
+        if len({key.service_class for key in keys}) > MAX_CLASSES:
+            raise KeysInvalid(f"{self._path}: more than {MAX_CLASSES} classes")
         return keys

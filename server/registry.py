@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,16 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from loraplex.server.bundle import AdapterManifest, Bundle, Name, Sampling, inside
+from loraplex.server.bundle import (
+    ADAPTER_MANIFEST,
+    AdapterManifest,
+    Bundle,
+    Name,
+    Sampling,
+    inside,
+    read_adapter_manifest,
+)
+from loraplex.server.conversion import PEFT_CONFIG, PEFT_WEIGHTS, convert
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.errors import (
     AdapterBusy,
@@ -28,6 +38,7 @@ from loraplex.server.errors import (
     InvalidRequest,
     ModelNotFound,
 )
+from loraplex.server.options import Options
 from loraplex.server.store import Store
 from loraplex.server.text.template import ChatTemplate
 from loraplex.server.text.tokenizer import Text
@@ -49,6 +60,7 @@ class Model(Struct, frozen=True):
     root: str
     description: str
     manifest: AdapterManifest | None = None
+    options: Options = Options()
 
 
 @dataclass
@@ -84,6 +96,7 @@ class Registry:
         self._adapters: dict[str, Adapter] = {}
         self._loading: dict[str, Adapter] = {}
         self._draining: list[Adapter] = []
+        self._options: dict[str, Options] = {}
 
     def __iter__(self) -> Iterator[Model]:
         """What can be asked for now."""
@@ -102,11 +115,22 @@ class Registry:
         """Reasons by the name of each adapter that failed."""
         return {adapter.name: adapter.reason for adapter in self._adapters.values() if adapter.state == "failed"}
 
+    def plain(self, name: str) -> str:
+        """The name of a model that a client may also call BASE:NAME, or by an alias."""
+        name = name.removeprefix(f"{self.base.name}:")
+        return next((each for each, found in self._options.items() if name in found.aliases), name)
+
+    def options(self, name: str) -> Options:
+        return self._options.get(name, Options())
+
+    def has(self, name: str) -> bool:
+        return name == self.base.name or self.plain(name) in self._adapters
+
     def get(self, name: str) -> Model:
         """Raises ModelNotFound."""
         if name == self.base.name:
             return self.base
-        adapter = self._adapters.get(name)
+        adapter = self._adapters.get(self.plain(name))
         if adapter is None:
             raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists what does", param="model")
         if adapter.model is None:
@@ -120,7 +144,7 @@ class Registry:
         if model is self.base:
             yield model
             return
-        adapter = self._adapters[name]
+        adapter = self._adapters[model.name]
         adapter.users += 1
         adapter.used = time.time()
         try:
@@ -130,13 +154,27 @@ class Registry:
             if adapter.state == "draining":
                 self._end_drained(adapter)
 
+    def check_name(self, name: str) -> None:
+        """Whether an adapter may have this name. Raises InvalidRequest."""
+        try:
+            msgspec.convert(name, Name)
+        except msgspec.ValidationError:
+            raise InvalidRequest(
+                f"{name!r} cannot be an adapter's name: use up to 96 letters, digits, '.', '_' and '-'", param="name"
+            ) from None
+        if name == self.base.name:
+            raise InvalidRequest(f"{name!r} is the name of the base", param="name")
+        if (other := self.plain(name)) != name:
+            raise InvalidRequest(f"{name!r} is an alias of {other!r}", param="name")
+
     async def start(self, engine: EngineClient, *, strict: bool) -> None:
         """Load the adapters of the bundle and those of an earlier run, which take the place of the bundle's.
 
         A broken one is left out with one log line, or, if `strict`, raises AdapterInvalid.
         """
         self._engine = engine
-        kept = self._store.index
+        kept = self._store.index.adapters
+        self._options = dict(self._store.index.options)
         sources = {name: kept[name].source for name in kept}
         for name in (*self._bundle.manifest.adapters, *(kept.keys() - self._bundle.manifest.adapters.keys())):
             source = sources.get(name) or self._bundle.manifest.adapters[name]
@@ -151,28 +189,23 @@ class Registry:
                 adapter.state, adapter.reason = "failed", error.message
                 logger.error("adapter refused: %s", error.message)
 
-    async def load(self, name: str, folder: Path, *, source: str) -> Adapter:
-        """Load the adapter in `folder` under this name, in place of one that has it.
+    async def load(self, name: str, folder: Path, *, source: str, keep: bool = True) -> Adapter:
+        """Load the adapter in `folder`, our own or PEFT's, under this name, in place of one that has it.
 
-        What is wrong with the new one changes nothing for the old. Raises InvalidRequest, AdapterBusy, AdapterInvalid,
-        StorageFailed, NotReady or EngineFailed.
+        What is wrong with the new one changes nothing for the old. `keep` says whether it is loaded again after a
+        restart. Raises InvalidRequest, AdapterBusy, AdapterInvalid, StorageFailed, NotReady or EngineFailed.
         """
-        try:
-            msgspec.convert(name, Name)
-        except msgspec.ValidationError:
-            raise InvalidRequest(
-                f"{name!r} cannot be an adapter's name: use up to 96 letters, digits, '.', '_' and '-'", param="name"
-            ) from None
-        if name == self.base.name:
-            raise InvalidRequest(f"{name!r} is the name of the base", param="name")
+        self.check_name(name)
         if name in self._loading:
             raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then load the other")
         adapter = self._loading[name] = Adapter(name, folder, source)
         try:
-            adapter.folder = await asyncio.to_thread(self._store.take, name, folder)
+            adapter.folder = await asyncio.to_thread(self._store.place, name)
             try:
+                await self._bring(name, folder, adapter.folder)
                 await self._load(adapter, f"{name}#{next(self._numbers)}")
-                await asyncio.to_thread(self._store.keep, name, adapter.folder, source)
+                if keep:
+                    await asyncio.to_thread(self._store.keep, name, adapter.folder, source)
             except BaseException:
                 if adapter.model and adapter.model.adapter and self._engine:
                     self._engine.unload_adapter(adapter.model.adapter)
@@ -196,8 +229,26 @@ class Registry:
         adapter = self._adapters.pop(name, None)
         if adapter is None:
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        self._options.pop(name, None)
         self._retire(adapter)
         logger.info("adapter %s unloaded", name)
+        return adapter
+
+    async def set_options(self, name: str, options: Options) -> Adapter:
+        """Set an adapter's options, for requests from now on. Raises ModelNotFound, InvalidRequest or StorageFailed."""
+        if name not in self._adapters:
+            raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        taken = {self.base.name, *self._adapters, *self._loading}
+        taken.update(alias for each, found in self._options.items() if each != name for alias in found.aliases)
+        if clash := min(taken.intersection(options.aliases), default=None):
+            raise InvalidRequest(f"{clash!r} is a model already", param="aliases")
+        await asyncio.to_thread(self._store.set_options, name, options)
+        adapter = self._adapters.get(name)
+        if adapter is None:
+            raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        self._options[name] = options
+        if adapter.model and adapter.model.manifest:
+            adapter.model = self._model(adapter, adapter.model.adapter, adapter.model.template, adapter.model.manifest)
         return adapter
 
     def lose(self, engine_name: str, reason: str) -> None:
@@ -205,6 +256,20 @@ class Registry:
         for adapter in self._adapters.values():
             if adapter.model and adapter.model.adapter == engine_name:
                 adapter.model, adapter.state, adapter.reason = None, "failed", reason
+
+    async def _bring(self, name: str, source: Path, target: Path) -> None:
+        """A copy of the adapter in `source` at `target`, converted where it is PEFT's."""
+        if (source / ADAPTER_MANIFEST).is_file() or not (source / PEFT_CONFIG).is_file():
+            manifest = await asyncio.to_thread(read_adapter_manifest, source)
+            files = [ADAPTER_MANIFEST, manifest.file]
+            if manifest.chat_template:
+                files.append(manifest.chat_template)
+            await asyncio.to_thread(self._store.copy, name, source, files, target)
+            return
+        peft = target.with_name(".peft")  # no adapter can have this name
+        await asyncio.to_thread(self._store.copy, name, source, [PEFT_CONFIG, PEFT_WEIGHTS], peft)
+        await convert(self._bundle.folder, peft, target, name)
+        await asyncio.to_thread(shutil.rmtree, peft)
 
     async def _load(self, adapter: Adapter, engine_name: str) -> None:
         """Raises AdapterInvalid, NotReady or EngineFailed."""
@@ -218,15 +283,22 @@ class Registry:
                 self._engine.unload_adapter(engine_name)
                 raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
-        adapter.model = Model(
+        adapter.model = self._model(adapter, engine_name, template, manifest)
+
+    def _model(
+        self, adapter: Adapter, engine_name: str | None, template: ChatTemplate | None, manifest: AdapterManifest
+    ) -> Model:
+        options = self.options(adapter.name)
+        return Model(
             adapter.name,
             engine_name,
             template,
-            (manifest.sampling, *self.base.sampling),
-            int(time.time()),
+            (options.sampling, manifest.sampling, *self.base.sampling),
+            adapter.model.created if adapter.model else int(time.time()),
             adapter.source,
-            manifest.description,
+            manifest.description if options.description is None else options.description,
             manifest,
+            options,
         )
 
     def _retire(self, adapter: Adapter) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ import uvicorn
 from loraplex.server.app import create_app
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import CannotListen
-from loraplex.server.request_head import LimitedHead
+from loraplex.server.protocol import LimitedRequest
 from loraplex.server.serving import open_serving
 from loraplex.server.settings import Settings
 
@@ -70,18 +71,24 @@ class Server(uvicorn.Server):
 async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) -> None:
     """Serve until a signal. `welcome` is printed once requests are answered, with {url} filled in.
 
-    Raises CannotListen, BundleInvalid and AdapterInvalid before anything is answered.
+    Raises CannotListen, and what `open_serving` does, before anything is answered.
     """
     if settings.dev and not settings.on_loopback:
         raise CannotListen(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there")
+    _check_certificate(settings)
     # Bound before the model is loaded, so that a taken port is said at once.
     listener = _bind(settings.host, settings.port)
     # What uvicorn says of its own start and stop is said below, with the models.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(
         app=_not_started,
-        http=LimitedHead,
+        http=LimitedRequest,
+        ws="none",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        reset_contextvars=True,
         log_config=None,
+        access_log=False,
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=settings.stop_timeout,
@@ -92,7 +99,7 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
 
             def announce() -> None:
                 host = f"[{settings.host}]" if ":" in settings.host else settings.host
-                url = f"http://{host}:{listener.getsockname()[1]}"
+                url = f"{'https' if config.is_ssl else 'http'}://{host}:{listener.getsockname()[1]}"
                 logger.info("ready on %s; models: %s", url, ", ".join(model.name for model in serving.registry))
                 if welcome:
                     print(welcome.format(url=url), flush=True)
@@ -116,6 +123,20 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return listener
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raises CannotListen where the files of --ssl-certfile and --ssl-keyfile cannot be used."""
+    certificate, key = settings.ssl_certfile, settings.ssl_keyfile
+    if certificate is None:
+        if key is not None:
+            raise CannotListen("--ssl-keyfile needs --ssl-certfile")
+        return
+    try:
+        # With a password, or OpenSSL would ask for one at the terminal.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # ssl.SSLError is one
+        raise CannotListen(f"the certificate {certificate} and its key cannot be used: {error}") from None
 
 
 async def _not_started(*_: object) -> None:

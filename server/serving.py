@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from tempfile import TemporaryDirectory
 
 from starlette.requests import Request
 
+from loraplex.server.adapter_dir import AdapterDir
 from loraplex.server.admission import Admission
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import NotReady
+from loraplex.server.gateway_metrics import GatewayMetrics
 from loraplex.server.generation import Generation
 from loraplex.server.keys import Keys
 from loraplex.server.metrics import Metrics
@@ -23,6 +26,7 @@ from loraplex.server.settings import Settings
 from loraplex.server.store import Store
 from loraplex.server.text.guide import GuideChecker
 from loraplex.server.text.tokenizer import Text
+from loraplex.server.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Serving:
     text: Text
     engine: EngineClient
     registry: Registry
+    store: Store
+    adapter_dir: AdapterDir | None
     admission: Admission
     generation: Generation
     metrics: Metrics
@@ -42,6 +48,8 @@ class Serving:
     """None: anyone may ask."""
     context_length: int
     """Longest sequence, in tokens."""
+    tracing: Tracing | None
+    """None: nobody is told."""
     fingerprint: str
     """The system_fingerprint of every answer: which base gave it."""
 
@@ -56,7 +64,7 @@ class Serving:
 async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serving]:
     """Start the engine, load the adapters; stop the engine at the end.
 
-    Raises BundleInvalid, KeysInvalid, StateInvalid, and AdapterInvalid where `settings.strict`.
+    Raises BundleInvalid, KeysInvalid, StateInvalid, TracingUnavailable, and AdapterInvalid where `settings.strict`.
     """
     keys = Keys(settings.keys) if settings.keys else None
     base = bundle.manifest.base
@@ -70,6 +78,7 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
         settings.engine_threads(),
         settings.prefill_chunk,
         settings.telemetry,
+        settings.log_level,
         settings.engine,
         settings.kv_cache_mib * 2**20,
         settings.max_running,
@@ -84,28 +93,54 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
         ),
     )
     async with AsyncExitStack() as cleanup:
+        tracing = None
+        if settings.otlp_endpoint:
+            tracing = Tracing(settings.otlp_endpoint)
+            cleanup.push_async_callback(asyncio.to_thread, tracing.close)
         state = settings.state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="loraplex-")))
-        registry = Registry(bundle, text, Store(state, settings.max_adapter_bytes))
+        store = Store(state, settings.max_adapter_bytes)
+        registry = Registry(bundle, text, store)
         engine = await cleanup.enter_async_context(
             EngineClient(start, on_restart=metrics.engine_restarts.inc, on_adapter_lost=registry.lose)
         )
         await registry.start(engine, strict=settings.strict)
+        adapter_dir = AdapterDir(settings.adapter_dir, registry) if settings.adapter_dir else None
+        if adapter_dir:
+            await adapter_dir.load()
+            watching = asyncio.create_task(adapter_dir.watch(), name="adapter dir")
+            cleanup.push_async_callback(_cancel, watching)
         assert engine.started is not None
-        admission = Admission(engine.started.max_running, settings.max_waiting, metrics)
+        metrics.lane = engine.started.lane
+        admission = Admission(
+            engine.started.max_running,
+            settings.max_waiting,
+            metrics,
+            max_waiting_tokens=settings.max_waiting_tokens,
+        )
+        max_adapters = settings.max_linked if engine.started.lane == "routed" else 0
+        metrics.add(GatewayMetrics(engine, admission, base.name, max_adapters or engine.started.max_running))
         yield Serving(
             settings=settings,
             bundle=bundle,
             text=text,
             engine=engine,
             registry=registry,
+            store=store,
+            adapter_dir=adapter_dir,
             admission=admission,
             generation=Generation(engine, admission, text, metrics),
             metrics=metrics,
             guides=GuideChecker(),
             keys=keys,
+            tracing=tracing,
             context_length=min(base.context_length, settings.max_model_len or base.context_length),
             fingerprint="fp_" + base.fingerprint.removeprefix("sha256:")[:12],
         )
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def serving(request: Request) -> Serving:

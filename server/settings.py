@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import psutil
 from cyclopts import Parameter
 from cyclopts.validators import Number
+
+PREFIX = "LORAPLEX_"
+"""Of environment variables: LORAPLEX_MAX_RUNNING is --max-running."""
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 
@@ -36,7 +41,7 @@ class Settings:
     "Where the model runs; auto is cuda where the installed onnxruntime-genai and the machine have it."
 
     engine: Literal["auto", "routed", "generator", "batched"] = "auto"
-    "How sequences run: routed (CUDA) and batched (CPU) compute one token of all of them at once, generator one after another."
+    "How sequences run: routed (CUDA) and batched (CPU) compute a token of all at once, generator one after another."
 
     threads: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     "CPU threads of the engine; 0 takes every physical core."
@@ -46,6 +51,12 @@ class Settings:
 
     max_waiting: Annotated[int, Parameter(validator=Number(gte=0))] = 256
     "Sequences that may wait; beyond that a request is answered 429 with Retry-After."
+
+    max_waiting_tokens: AtLeastOne | None = None
+    "Tokens that the prompts of waiting sequences may have together; unset, only --max-waiting counts."
+
+    request_timeout: Annotated[float, Parameter(validator=Number(gt=0))] | None = None
+    "Seconds from a request's arrival to the end of its answer, at most; then it ends with an error. Unset, no limit."
 
     max_model_len: AtLeastOne | None = None
     "Longest sequence, prompt and answer together, in tokens; unset, what the base was made for."
@@ -60,10 +71,10 @@ class Settings:
     "Memory for keys and values, in MiB; 0 takes half of what is free at start, 40 % of it on a GPU."
 
     weights: Literal["auto", "int4", "float16"] = "auto"
-    "The base's weights on the routed engine: float16 serves many at once faster, with the same values and 4 x the memory."
+    "Of the routed engine's base: float16 serves many at once faster, with the same values and 4 times the memory."
 
     max_linked: Annotated[int, Parameter(validator=Number(gte=0, lte=2047))] = 0
-    "Adapters that the routed engine holds in GPU memory; others are copied there when asked for; 0 is as many as run."
+    "Adapters in the memory of the routed engine; others are copied there when asked for; 0 is as many as run."
 
     prefix_cache: bool = True
     "Keep the routed engine's KV cache of earlier prompts for those that begin the same, with the same adapter."
@@ -81,7 +92,7 @@ class Settings:
     "Let anyone manage adapters, on a loopback address only."
 
     adapter_dir: Path | None = None
-    "Folder that adapters may be loaded from while the server runs."
+    "Folder that adapters are loaded from while the server runs: those that appear in it, and those asked for."
 
     state_dir: Path | None = None
     "Folder for adapters that were loaded while the server ran, so that they are there after a restart."
@@ -101,8 +112,20 @@ class Settings:
     telemetry: bool = False
     "Let onnxruntime-genai send usage data to its makers."
 
+    ssl_certfile: Path | None = None
+    "PEM file of the server's certificate and its chain: answer HTTPS instead of HTTP."
+
+    ssl_keyfile: Path | None = None
+    "PEM file of the certificate's key, where it is not in the same file."
+
+    otlp_endpoint: str | None = None
+    "Where traces go: the base URL of an OpenTelemetry collector, such as http://localhost:4318. Needs loraplex[otel]."
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     "How much is logged."
+
+    log_format: Literal["console", "json"] = "console"
+    "Log lines for people, or JSON objects for machines."
 
     @property
     def stop_timeout(self) -> int:
@@ -121,3 +144,13 @@ class Settings:
     def engine_threads(self) -> int:
         """CPU threads the engine gets."""
         return self.threads or physical_cores()
+
+
+def check_environment(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that has our prefix and is no setting, such as a misspelt one."""
+    known = [field.name.upper() for field in fields(Settings)]
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX)
+        if name != variable and name not in (*known, "BUNDLE"):
+            near = difflib.get_close_matches(name, known, n=1)
+            yield f"{variable} is no setting and has no effect" + (f": did you mean {PREFIX}{near[0]}?" if near else "")

@@ -1,7 +1,7 @@
 """Adapters taken over at run time: a copy of each, which nobody overwrites under the engine that has it mapped.
 
 STORE/
-  adapters.json        what is loaded, by name; the part that survives a restart
+  adapters.json        what is loaded and what was set, by name; the part that survives a restart
   RANDOM/NAME/         one adapter, as in a bundle
 """
 
@@ -11,13 +11,15 @@ import os
 import secrets
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
-from loraplex.server.bundle import ADAPTER_MANIFEST, Name, inside, read_adapter_manifest
+from loraplex.server.bundle import Name, inside
 from loraplex.server.errors import AdapterInvalid, BundleInvalid, StateInvalid, StorageFailed
+from loraplex.server.options import Options
 
 INDEX = "adapters.json"
 
@@ -31,6 +33,14 @@ class Kept(Struct, frozen=True, forbid_unknown_fields=True):
     """Where it was taken from, for people."""
 
 
+class Index(Struct, frozen=True, forbid_unknown_fields=True):
+    """adapters.json."""
+
+    adapters: dict[Name, Kept] = {}
+    options: dict[Name, Options] = {}
+    """Of any adapter, loaded at run time or not."""
+
+
 class Store:
     """Blocking: call from a thread. Nothing is half-done when it raises."""
 
@@ -38,78 +48,88 @@ class Store:
         """Raises StateInvalid where the folder holds something that is no store, or cannot be written."""
         self._folder = folder
         self._max_bytes = max_bytes
-        self._index: dict[str, Kept] = {}
+        self._index = Index()
         self._writing = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / INDEX
             if path.is_file():
-                self._index = msgspec.json.decode(path.read_bytes(), type=dict[Name, Kept])
+                self._index = msgspec.json.decode(path.read_bytes(), type=Index)
             elif any(folder.iterdir()):
                 raise StateInvalid(f"{folder} is not empty and has no {INDEX}: give another --state-dir")
             else:
-                self._write({})
-            kept = {self.folder(name).parent for name in self._index}
+                self._write(Index())
+            kept = {self.folder(name).parent for name in self._index.adapters}
             for left in set(folder.iterdir()) - kept - {path}:
                 shutil.rmtree(left, ignore_errors=True)  # of a load that was under way when a server was killed
         except (OSError, msgspec.DecodeError, BundleInvalid) as error:
             raise StateInvalid(f"{folder} cannot be used as --state-dir: {error}") from None
 
     @property
-    def index(self) -> dict[str, Kept]:
-        return dict(self._index)
+    def index(self) -> Index:
+        return self._index
 
     def folder(self, name: str) -> Path:
         """Folder of a kept adapter."""
-        return inside(self._folder, self._index[name].folder)
+        return inside(self._folder, self._index.adapters[name].folder)
 
-    def take(self, name: str, source: Path) -> Path:
-        """Copy the adapter in `source`, and nothing else that lies there; return the copy's folder.
-
-        Raises AdapterInvalid and StorageFailed.
-        """
-        manifest = read_adapter_manifest(source)
-        names = [ADAPTER_MANIFEST, manifest.file, *([manifest.chat_template] if manifest.chat_template else [])]
+    def place(self, name: str) -> Path:
+        """A folder to be made and filled with an adapter of this name. Raises StorageFailed."""
+        folder = self._folder / secrets.token_hex(8)
         try:
-            files = [inside(source, each) for each in names]
+            folder.mkdir()
+        except OSError as error:
+            raise StorageFailed(f"adapter {name!r} could not be stored: {error.strerror}") from None
+        return folder / name
+
+    def copy(self, name: str, source: Path, files: Sequence[str], target: Path) -> None:
+        """Copy these files of a folder, and nothing else that lies there. Raises AdapterInvalid and StorageFailed."""
+        try:
+            paths = [inside(source, each) for each in files]
         except BundleInvalid as error:
             raise AdapterInvalid(f"adapter {name!r}: {error.message}") from None
-        for file in files:
-            if not file.resolve().is_relative_to(source.resolve()):
-                raise AdapterInvalid(f"adapter {name!r}: {file.name} is a link that leads out of {source}")
-            if not file.is_file():
-                raise AdapterInvalid(f"adapter {name!r}: there is no file {file.name} in {source}")
-        if (size := sum(file.stat().st_size for file in files)) > self._max_bytes:
+        for path in paths:
+            if not path.resolve().is_relative_to(source.resolve()):
+                raise AdapterInvalid(f"adapter {name!r}: {path.name} is a link that leads out of its folder")
+            if not path.is_file():
+                raise AdapterInvalid(f"adapter {name!r}: there is no file {path.name}")
+        if (size := sum(path.stat().st_size for path in paths)) > self._max_bytes:
             raise AdapterInvalid(f"adapter {name!r} has {size} bytes, this server takes {self._max_bytes} at most")
-        target = self._folder / secrets.token_hex(8) / name
         try:
-            target.mkdir(parents=True)
-            for file, relative in zip(files, names, strict=True):
+            for path, relative in zip(paths, files, strict=True):
                 copy = inside(target, relative)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+                shutil.copyfile(path, copy)
+        except FileNotFoundError as error:
+            raise AdapterInvalid(f"adapter {name!r}: {error.filename} vanished while it was copied") from None
         except OSError as error:
-            self.drop(target)
             raise StorageFailed(f"adapter {name!r} could not be stored: {error.strerror}") from None
-        return target
 
     def keep(self, name: str, folder: Path, source: str) -> None:
         """Note an adapter that was taken, for the next start. Raises StorageFailed."""
         with self._writing:
-            self._write({**self._index, name: Kept(folder.relative_to(self._folder).as_posix(), source)})
+            kept = Kept(folder.relative_to(self._folder).as_posix(), source)
+            self._write(Index({**self._index.adapters, name: kept}, self._index.options))
 
     def forget(self, name: str) -> None:
-        """The opposite of `keep`. Raises StorageFailed."""
+        """The opposite of `keep` and of `set_options`. Raises StorageFailed."""
         with self._writing:
-            if name in self._index:
-                self._write({each: kept for each, kept in self._index.items() if each != name})
+            adapters = {each: kept for each, kept in self._index.adapters.items() if each != name}
+            options = {each: found for each, found in self._index.options.items() if each != name}
+            if Index(adapters, options) != self._index:
+                self._write(Index(adapters, options))
+
+    def set_options(self, name: str, options: Options) -> None:
+        """Note the options of an adapter, for the next start. Raises StorageFailed."""
+        with self._writing:
+            self._write(Index(self._index.adapters, {**self._index.options, name: options}))
 
     def drop(self, folder: Path) -> None:
-        """Delete an adapter that was taken."""
+        """Delete an adapter of this store; others are left alone."""
         if folder.is_relative_to(self._folder):
             shutil.rmtree(folder.parent, ignore_errors=True)
 
-    def _write(self, index: dict[str, Kept]) -> None:
+    def _write(self, index: Index) -> None:
         path = self._folder / INDEX
         draft = path.with_suffix(".new")
         try:

@@ -6,19 +6,35 @@ from starlette.requests import Request
 
 from loraplex.server.errors import Forbidden, ModelNotFound
 from loraplex.server.keys import Key
-from loraplex.server.serving import serving
+from loraplex.server.record import current
+from loraplex.server.serving import Serving, serving
 
 
 def key_of(request: Request) -> Key | None:
-    """The key of a request; None on a server without keys. Raises Unauthorized."""
+    """The key of a request; None on a server without keys. Raises Unauthorized.
+
+    Each POST counts towards the key's requests a minute, answered or refused. Raises RateLimited.
+    """
     keys = serving(request).keys
-    return None if keys is None else keys.authenticate(request.headers.get("authorization", ""))
+    if keys is None:
+        return None
+    key = keys.authenticate(request.headers.get("authorization", ""))
+    if record := current():
+        record.key, record.rate = key, keys.rate(key)
+        if request.method == "POST":
+            record.rate.take_request()
+    return key
 
 
-def check_model(key: Key | None, model: str) -> None:
-    """Raises ModelNotFound, in the same words whether there is such a model or not."""
-    if key is not None and not key.may_use(model):
+async def check_model(server: Serving, key: Key | None, model: str) -> None:
+    """Loads the model if it is not there yet and --adapter-dir has it.
+
+    Raises ModelNotFound where the key does not open it, in the same words whether there is such a model or not.
+    """
+    if key is not None and not key.may_use(server.registry.plain(model)):
         raise ModelNotFound(f"The model {model!r} does not exist or your key does not open it", param="model")
+    if server.adapter_dir and not server.registry.has(model):
+        await server.adapter_dir.seek(server.registry.plain(model))
 
 
 def check_admin(request: Request) -> None:

@@ -5,18 +5,24 @@ vLLM's endpoints answer as its own do, texts and statuses included (vllm/entrypo
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from loraplex.server.api.access import check_admin
 from loraplex.server.api.body import decode
 from loraplex.server.api.stream import json_response
-from loraplex.server.bundle import AdapterManifest, Base
+from loraplex.server.api.upload import is_upload, receive
+from loraplex.server.bundle import AdapterManifest, Base, Name, Positive, Sampling
 from loraplex.server.errors import AdapterInvalid, Forbidden, ModelNotFound
+from loraplex.server.options import MAX_ALIASES, Options
 from loraplex.server.registry import Adapter, State
+from loraplex.server.rotation import Priority
 from loraplex.server.serving import Serving, serving
 
 
@@ -25,6 +31,16 @@ class AdapterSource(Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str
     """On the server, inside --adapter-dir; relative paths begin there."""
+
+
+class AdapterChange(Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of PATCH /v1/adapters/{name}: fields of Options, of which those left out stay as they are."""
+
+    aliases: Annotated[tuple[Name, ...], Meta(max_length=MAX_ALIASES)] | UnsetType = UNSET
+    description: Annotated[str, Meta(max_length=4096)] | UnsetType | None = UNSET
+    sampling: Sampling | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    max_running: Positive | UnsetType | None = UNSET
 
 
 class AdapterCard(Struct, frozen=True):
@@ -48,6 +64,7 @@ class AdapterCard(Struct, frozen=True):
     bytes: int | None = None
     """Of its weights."""
     description: str | None = None
+    options: Options = Options()
     object: str = "adapter"
 
 
@@ -85,13 +102,32 @@ async def get_adapter(request: Request) -> Response:
 
 
 async def put_adapter(request: Request) -> Response:
-    """Load an adapter, or put another in the place of one."""
+    """Load an adapter, or put another in the place of one: from a folder of the server, or from the request's files."""
     check_admin(request)
     server, name = serving(request), request.path_params["name"]
-    body = await decode(request, AdapterSource, server.settings.max_body_bytes)
+    server.registry.check_name(name)
     known = _is_loaded(server, name)
-    adapter = await server.registry.load(name, _inside(server, body.path), source=body.path)
+    if is_upload(request):
+        folder = server.store.place(name)
+        try:
+            await receive(request, folder, server.settings.max_adapter_bytes)
+            adapter = await server.registry.load(name, folder, source="upload")
+        finally:
+            await asyncio.to_thread(server.store.drop, folder)
+    else:
+        body = await decode(request, AdapterSource, server.settings.max_body_bytes)
+        adapter = await server.registry.load(name, _inside(server, body.path), source=body.path)
     return json_response(_card(server, adapter), 200 if known else 201)
+
+
+async def patch_adapter(request: Request) -> Response:
+    """Set some of an adapter's options; the others stay."""
+    check_admin(request)
+    server, name = serving(request), request.path_params["name"]
+    change = await decode(request, AdapterChange, server.settings.max_body_bytes)
+    given = {field: value for field, value in msgspec.structs.asdict(change).items() if value is not UNSET}
+    options = msgspec.structs.replace(server.registry.options(name), **given)
+    return json_response(_card(server, await server.registry.set_options(name, options)))
 
 
 async def delete_adapter(request: Request) -> Response:
@@ -183,5 +219,6 @@ def _card(server: Serving, adapter: Adapter) -> AdapterCard:
         dtype=manifest.dtype if manifest else None,
         ranks=manifest.ranks if manifest else None,
         bytes=_weight_bytes(server.bundle.manifest.base, manifest) if manifest else None,
-        description=manifest.description if manifest else None,
+        description=model.description if model else None,
+        options=server.registry.options(adapter.name),
     )

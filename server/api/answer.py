@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import ExitStack, aclosing
-from typing import Any
+from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.schema import Generate, PromptTokensDetails, Usage
-from loraplex.server.api.stream import EventStream, events, merge, unless_disconnected
+from loraplex.server.api.schema import ErrorResponse, Generate, PromptTokensDetails, Usage
+from loraplex.server.api.stream import DONE, EventStream, event, events, merge, unless_disconnected
 from loraplex.server.engine.messages import Finish, Logprobs
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Delta, Job
+from loraplex.server.record import RequestRecord, current
 from loraplex.server.serving import Serving
+
+Reporting = Literal["never", "last", "each"]
+"""Whether a last chunk without choices has the usage, or every chunk besides."""
 
 
 class Choice(Struct):
@@ -34,31 +39,44 @@ class Choice(Struct):
 class Answer:
     """The choices of one request: admitted together, then either streamed or answered whole."""
 
-    def __init__(self, serving: Serving, jobs: list[Job], id_prefix: str, held: ExitStack) -> None:
-        """`held` is closed when the answer is. Raises QueueFull."""
+    def __init__(
+        self, serving: Serving, jobs: list[Job], id_prefix: str, held: ExitStack, timeout: float | None = None
+    ) -> None:
+        """`held` is closed when the answer is; `timeout` is the request's own. Raises QueueFull and RateLimited."""
         self._serving = serving
         self._jobs = jobs
         self._held = held
+        self._record = current() or RequestRecord("")
+        self.model = jobs[0].model.name
+        key = self._record.key
         try:
-            self._tickets = serving.admission.enter(jobs[0].model.name, len(jobs))
+            self._record.check_prompt(self._prompt_tokens())
+            self._tickets = serving.admission.enter(
+                self.model,
+                [len(job.prompt) for job in jobs],
+                key=key.name if key else "",
+                terms=jobs[0].model.options.terms,
+            )
         except BaseException:
             held.close()
             raise
+        self._record.take_prompt(self.model, self._prompt_tokens())
+        self._deadline = _deadline(jobs[0].arrived, timeout, serving.settings.request_timeout)
         self._tokens = 0
         self._cached = 0
         self.id = f"{id_prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
-        self.model = jobs[0].model.name
         self.fingerprint = serving.fingerprint
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Every delta with the index of its choice. Raises NotReady and EngineFailed."""
+        """Every delta with the index of its choice. Raises NotReady, EngineFailed and DeadlineExceeded."""
         run = self._serving.generation.run
-        choices = [run(job, ticket) for job, ticket in zip(self._jobs, self._tickets, strict=True)]
+        choices = [run(job, ticket, self._deadline) for job, ticket in zip(self._jobs, self._tickets, strict=True)]
         async with aclosing(merge(choices)) as merged:
             async for index, delta in merged:
                 self._tokens += len(delta.tokens)
                 self._cached += delta.cached
+                self._record.take_tokens(len(delta.tokens), delta.cached)
                 yield index, delta
 
     async def collect(self) -> list[Choice]:
@@ -76,14 +94,25 @@ class Answer:
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt that several choices share counts once."""
-        prompt = sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())
+        prompt = self._prompt_tokens()
         # Later choices of one prompt find it cached by the first; that is no saving of the client's.
         cached = PromptTokensDetails(min(self._cached, prompt))
         return Usage(prompt, self._tokens, prompt + self._tokens, cached)
 
-    def stream(self, chunks: AsyncGenerator[bytes, None]) -> Response:
-        """The response that sends `chunks` of this answer as they come."""
-        return EventStream(events(chunks), self.close, self._serving.settings.stop_timeout)
+    def chunk_usage(self, wanted: Reporting) -> Usage | UnsetType | None:
+        """The usage of a chunk that has choices."""
+        if wanted == "each":
+            return self.usage()
+        return UNSET if wanted == "never" else None
+
+    def stream(
+        self,
+        chunks: AsyncGenerator[bytes, None],
+        failed: Callable[[ErrorResponse], bytes] = event,
+        end: bytes = DONE,
+    ) -> Response:
+        """The response that sends `chunks` of this answer as they come, or the event `failed`, and then `end`."""
+        return EventStream(events(chunks, failed, end), self.close, self._serving.settings.stop_timeout)
 
     async def whole(self, request: Request, response: Coroutine[Any, Any, Response]) -> Response:
         """The response made of the whole answer; the work ends when the client leaves."""
@@ -92,10 +121,21 @@ class Answer:
         finally:
             self.close()
 
+    def _prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())
+
     def close(self) -> None:
         for ticket in self._tickets:
             self._serving.admission.release(ticket)
         self._held.close()
+
+
+def _deadline(arrived: float, *timeouts: float | None) -> float | None:
+    """When the first of these times is over, by the event loop's clock."""
+    given = [timeout for timeout in timeouts if timeout is not None]
+    if not given:
+        return None
+    return asyncio.get_running_loop().time() + min(given) - (time.perf_counter() - arrived)
 
 
 def stop_strings(request: Generate) -> list[str]:
@@ -104,10 +144,17 @@ def stop_strings(request: Generate) -> list[str]:
     return [request.stop] if isinstance(request.stop, str) else request.stop
 
 
-def include_usage(request: Generate) -> bool:
-    """Whether a stream ends with a usage chunk. Raises InvalidRequest where there is no stream."""
-    if request.stream_options is None:
-        return False
+def reporting(request: Generate) -> Reporting:
+    """Which chunks of a stream have the usage. Raises InvalidRequest where there is no stream."""
+    options = request.stream_options
+    if options is None:
+        return "never"
     if not request.stream:
         raise InvalidRequest("stream_options needs stream: true", param="stream_options")
-    return request.stream_options.include_usage
+    if options.continuous_usage_stats and not options.include_usage:
+        raise InvalidRequest(
+            "continuous_usage_stats needs include_usage: true", param="stream_options.continuous_usage_stats"
+        )
+    if options.continuous_usage_stats:
+        return "each"
+    return "last" if options.include_usage else "never"

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from loraplex.server.api.schema import NOT_USED, Generate
-from loraplex.server.errors import BodyTooLarge, InvalidRequest, MalformedJSON, UnknownParameter, UnsupportedParameter
+from loraplex.server.api.schema import NOT_USED
+from loraplex.server.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    InvalidRequest,
+    MalformedJSON,
+    UnknownParameter,
+    UnsupportedParameter,
+)
 
 DISCARD = 16
 """Up to so many times the limit is read and thrown away: a client that is cut off while it sends sees a broken
 connection instead of the refusal."""
 
+SECONDS = 60.0
+"""A body has to be there within."""
+INSTEAD = {
+    "functions": "send tools",
+    "function_call": "send tool_choice",
+    "store": "nothing is stored",
+    "previous_response_id": "nothing is stored, so send the whole conversation as input",
+    "conversation": "nothing is stored, so send the whole conversation as input",
+}
+"""What to do where leaving the field out is not all."""
+
 BodyT = TypeVar("BodyT")
-GenerateT = TypeVar("GenerateT", bound=Generate)
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 # msgspec's messages: https://jcristharif.com/msgspec/constraints.html
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?P<problem>missing required|contains unknown) field `(?P<field>[^`]*)`")
 
 
-async def read(request: Request, kind: type[GenerateT], limit: int) -> GenerateT:
+async def read(request: Request, kind: type[StructT], limit: int) -> StructT:
     """As `decode`, and refuses the fields that this server cannot honour."""
     found = await decode(request, kind, limit)
     _refuse_unsupported(found)
@@ -31,15 +50,19 @@ async def read(request: Request, kind: type[GenerateT], limit: int) -> GenerateT
 
 
 async def decode(request: Request, kind: type[BodyT], limit: int) -> BodyT:
-    """Read and check a body of at most `limit` bytes. Raises BodyTooLarge and InvalidRequest."""
+    """Read and check a body of at most `limit` bytes. Raises BodyTooLarge, BodyTooSlow and InvalidRequest."""
     body = bytearray()
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            body += chunk
-        elif size > DISCARD * limit:
-            break
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= limit:
+                    body += chunk
+                elif size > DISCARD * limit:
+                    break
+    except TimeoutError:
+        raise BodyTooSlow(f"The request body was not there within {SECONDS:.0f} s") from None
     if size > limit:
         raise BodyTooLarge(f"The request body is larger than {limit} bytes, the limit of this server")
     try:
@@ -50,9 +73,17 @@ async def decode(request: Request, kind: type[BodyT], limit: int) -> BodyT:
         raise MalformedJSON(f"The request body is not valid JSON: {error}") from None
 
 
-def _invalid(message: str) -> InvalidRequest:
+def convert(value: object, kind: type[BodyT], path: str) -> BodyT:
+    """A decoded part of a body, found at `path`, as a struct. Raises InvalidRequest."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error), path) from None
+
+
+def _invalid(message: str, within: str = "") -> InvalidRequest:
     at = _PATH.search(message)
-    path = at["path"] if at else ""
+    path = ".".join(filter(None, (within, at["path"] if at else "")))
     problem = message[: at.start()] if at else message
     if field := _FIELD.search(problem):
         param = f"{path}.{field['field']}" if path else field["field"]
@@ -63,8 +94,8 @@ def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for {path or 'the request body'}: {problem}", param=path or None)
 
 
-def _refuse_unsupported(request: Generate) -> None:
+def _refuse_unsupported(request: msgspec.Struct) -> None:
     for name, neutral in NOT_USED.items():
         value = getattr(request, name, None)
         if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
-            raise UnsupportedParameter(f"{name} is not supported: leave it out", param=name)
+            raise UnsupportedParameter(f"{name} is not supported: {INSTEAD.get(name, 'leave it out')}", param=name)

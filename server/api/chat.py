@@ -6,17 +6,21 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from loraplex.server.api.access import check_model, key_of
-from loraplex.server.api.answer import Answer, include_usage, stop_strings
+from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
+from loraplex.server.api.conversation import FunctionDelta, ToolCallDelta
+from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import chat_logprobs
-from loraplex.server.api.sampling import for_choice, guide, sampling
+from loraplex.server.api.prompt import render
+from loraplex.server.api.reading import Reading, whole
+from loraplex.server.api.sampling import for_choice, hidden_tokens, sampling
 from loraplex.server.api.schema import (
-    AssistantMessage,
+    AnswerMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -26,10 +30,13 @@ from loraplex.server.api.schema import (
     Usage,
 )
 from loraplex.server.api.stream import event, json_response
+from loraplex.server.api.tools import calling
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.registry import Model
 from loraplex.server.serving import Serving, serving
+from loraplex.server.text.tool_format import ToolFormat
+from loraplex.server.text.tool_parser import ArgumentsText, CallBegun, Piece
 
 
 async def chat_completions(request: Request) -> Response:
@@ -37,28 +44,46 @@ async def chat_completions(request: Request) -> Response:
     arrived = time.perf_counter()
     key = key_of(request)
     body = await read(request, ChatRequest, server.settings.max_body_bytes)
-    with_usage = include_usage(body)
+    reported = reporting(body)
     with ExitStack() as held:
-        check_model(key, body.model)
+        await check_model(server, key, body.model)
         model = held.enter_context(server.registry.use(body.model))
-        answer = Answer(server, await _jobs(server, model, body, arrived), "chatcmpl", held.pop_all())
+        jobs, tool_format = await prepare(server, model, body, arrived)
+        answer = Answer(server, jobs, "chatcmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_chunks(server, answer, with_usage))
-    return await answer.whole(request, _complete(server, answer))
+        return answer.stream(_chunks(server, answer, tool_format, reported))
+    return await answer.whole(request, _complete(server, answer, tool_format))
 
 
-async def _jobs(server: Serving, model: Model, body: ChatRequest, arrived: float) -> list[Job]:
-    prompt = await server.text.encode(_prompt(model, body), add_special_tokens=False)
+async def prepare(
+    server: Serving, model: Model, body: ChatRequest, arrived: float
+) -> tuple[list[Job], ToolFormat | None]:
+    """One job for each choice, and how their answers call tools, if they may."""
+    may_call = await calling(server, model, body)
+    tools = may_call.tools if may_call else ()
+    text = render(model, body.messages, tools, variables=body.chat_template_kwargs)
+    prompt = await server.text.encode(text, add_special_tokens=False)
     budget = token_budget(
         len(prompt), _max_tokens(body, model), server.settings.default_max_tokens, server.context_length, "messages"
     )
     first = sampling(server, body, model, logprobs=_logprobs(body))
-    must_be = await guide(server, body)
-    stop = stop_strings(body)
-    return [
-        Job(model, prompt, budget, for_choice(first, choice), must_be, stop, arrived, continues_prompt=False)
+    must_be = may_call.guide if may_call else await guide(server, body)
+    jobs = [
+        Job(
+            model,
+            prompt,
+            budget,
+            for_choice(first, choice),
+            must_be,
+            stop_strings(body),
+            arrived,
+            continues_prompt=False,
+            hidden=hidden_tokens(body, may_call.hidden if may_call else None),
+            include_stop=body.include_stop_str_in_output or False,
+        )
         for choice in range(body.n or 1)
     ]
+    return jobs, may_call.format if may_call else None
 
 
 def _logprobs(body: ChatRequest) -> int | None:
@@ -70,15 +95,6 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _prompt(model: Model, body: ChatRequest) -> str:
-    if model.template is None:
-        raise InvalidRequest(f"{model.name!r} has no chat template: use /v1/completions", param="messages")
-    # OpenAI's newer name for the system role; templates know the older one.
-    roles = {"developer": "system"}
-    messages = [{"role": roles.get(message.role, message.role), "content": message.text()} for message in body.messages]
-    return model.template.render(messages)
-
-
 def _max_tokens(body: ChatRequest, model: Model) -> int | None:
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
@@ -87,17 +103,13 @@ def _max_tokens(body: ChatRequest, model: Model) -> int | None:
     return next((limit for limit in (new, old, *defaults) if limit is not None), None)
 
 
-async def _complete(server: Serving, answer: Answer) -> Response:
-    tokenizer = server.text.tokenizer
-    choices = [
-        ChatChoice(
-            index,
-            AssistantMessage(choice.text),
-            choice.finish,
-            chat_logprobs(tokenizer, choice.tokens, choice.logprobs),
-        )
-        for index, choice in enumerate(await answer.collect())
-    ]
+async def _complete(server: Serving, answer: Answer, tool_format: ToolFormat | None) -> Response:
+    choices = []
+    for index, choice in enumerate(await answer.collect()):
+        found = whole(tool_format, choice)
+        message = AnswerMessage(found.text or (None if found.calls else ""), tool_calls=found.calls or UNSET)
+        logprobs = chat_logprobs(server.text.tokenizer, choice.tokens, choice.logprobs)
+        choices.append(ChatChoice(index, message, found.finish, logprobs))
     return json_response(
         ChatCompletion(
             id=answer.id,
@@ -110,31 +122,49 @@ async def _complete(server: Serving, answer: Answer) -> Response:
     )
 
 
-async def _chunks(server: Serving, answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(
+    server: Serving, answer: Answer, tool_format: ToolFormat | None, reported: Reporting
+) -> AsyncGenerator[bytes, None]:
     """Chunks of every choice: the role first, the finish reason last, and usage after all of them if asked for."""
 
-    def chunk(choices: list[ChatChunkChoice], usage: Usage | None = None) -> bytes:
+    def chunk(choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> bytes:
         return event(
             ChatCompletionChunk(
                 id=answer.id,
                 created=answer.created,
                 model=answer.model,
                 choices=choices,
-                usage=usage if with_usage else UNSET,
+                usage=usage,
                 system_fingerprint=answer.fingerprint,
             )
         )
 
-    begun: set[int] = set()
+    readings: dict[int, Reading] = {}
     async with aclosing(answer.deltas()) as deltas:
         async for index, delta in deltas:
-            if index not in begun:
-                begun.add(index)
-                yield chunk([ChatChunkChoice(index, ChatDelta("assistant", ""))])
-            if delta.text or delta.logprobs:
-                logprobs = chat_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs)
-                yield chunk([ChatChunkChoice(index, ChatDelta(content=delta.text), None, logprobs)])
-            if delta.finish:
-                yield chunk([ChatChunkChoice(index, ChatDelta(), delta.finish)])
-    if with_usage:
+            found: list[ChatChunkChoice] = []
+            if index not in readings:
+                readings[index] = Reading(tool_format)
+                found.append(ChatChunkChoice(index, ChatDelta("assistant", "")))
+            pieces, finish = readings[index].read(delta)
+            logprobs = chat_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs)
+            for piece in pieces or ([""] if logprobs else []):
+                found.append(ChatChunkChoice(index, _delta(readings[index], piece), None, logprobs))
+                logprobs = None
+            if finish:
+                found.append(ChatChunkChoice(index, ChatDelta(), finish))
+            for choice in found:
+                yield chunk([choice], answer.chunk_usage(reported))
+    if reported != "never":
         yield chunk([], answer.usage())
+
+
+def _delta(reading: Reading, piece: Piece) -> ChatDelta:
+    match piece:
+        case CallBegun():
+            function = FunctionDelta(piece.name, "")
+            return ChatDelta(tool_calls=[ToolCallDelta(piece.call, function, reading.call_id(), "function")])
+        case ArgumentsText():
+            return ChatDelta(tool_calls=[ToolCallDelta(piece.call, FunctionDelta(arguments=piece.text))])
+        case _:
+            return ChatDelta(content=piece)

@@ -6,18 +6,19 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
-from msgspec import UNSET, UnsetType
+from msgspec import UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from loraplex.server.api.access import check_model, key_of
-from loraplex.server.api.answer import Answer, include_usage, stop_strings
+from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
+from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import completion_logprobs
-from loraplex.server.api.sampling import for_choice, guide, sampling
+from loraplex.server.api.sampling import for_choice, hidden_tokens, sampling
 from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
 from loraplex.server.api.stream import event, json_response
-from loraplex.server.errors import InvalidRequest
+from loraplex.server.errors import InvalidRequest, UnsupportedParameter
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.registry import Model
 from loraplex.server.serving import Serving, serving
@@ -31,17 +32,21 @@ async def completions(request: Request) -> Response:
     arrived = time.perf_counter()
     key = key_of(request)
     body = await read(request, CompletionRequest, server.settings.max_body_bytes)
-    with_usage = include_usage(body)
+    reported = reporting(body)
     with ExitStack() as held:
-        check_model(key, body.model)
+        await check_model(server, key, body.model)
         model = held.enter_context(server.registry.use(body.model))
-        answer = Answer(server, await _jobs(server, model, body, arrived), "cmpl", held.pop_all())
+        jobs = await _jobs(server, model, body, arrived)
+        echo = _echo(server, body, jobs)
+        answer = Answer(server, jobs, "cmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_chunks(server, answer, with_usage))
-    return await answer.whole(request, _complete(server, answer))
+        return answer.stream(_chunks(server, answer, echo, reported))
+    return await answer.whole(request, _complete(server, answer, echo))
 
 
 async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived: float) -> list[Job]:
+    if body.echo and body.logprobs is not None:
+        raise UnsupportedParameter("echo with logprobs is not supported: leave one out", param="echo")
     count = body.n or 1
     prompts = await _prompts(server, body, MAX_CHOICES // count)
     defaults = (each.max_tokens for each in model.sampling)
@@ -53,7 +58,18 @@ async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived:
     for prompt in prompts:
         budget = token_budget(len(prompt), wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt")
         jobs += [
-            Job(model, prompt, budget, for_choice(first, choice), must_be, stop, arrived, continues_prompt=True)
+            Job(
+                model,
+                prompt,
+                budget,
+                for_choice(first, choice),
+                must_be,
+                stop,
+                arrived,
+                continues_prompt=True,
+                hidden=hidden_tokens(body),
+                include_stop=body.include_stop_str_in_output or False,
+            )
             for choice in range(count)
         ]
     return jobs
@@ -87,12 +103,26 @@ async def _prompts(server: Serving, body: CompletionRequest, most: int) -> list[
     return prompts
 
 
-async def _complete(server: Serving, answer: Answer) -> Response:
+def _echo(server: Serving, body: CompletionRequest, jobs: list[Job]) -> list[str]:
+    """What the text of each choice begins with: its prompt as it was sent, or the text of its token ids."""
+    if not body.echo:
+        return [""] * len(jobs)
+    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    count, skip = body.n or 1, body.skip_special_tokens is not False
+    return [
+        text
+        if isinstance(text := given[min(index // count, len(given) - 1)], str)
+        else str(server.text.tokenizer.decode(job.prompt, skip_special_tokens=skip))
+        for index, job in enumerate(jobs)
+    ]
+
+
+async def _complete(server: Serving, answer: Answer, echo: list[str]) -> Response:
     tokenizer = server.text.tokenizer
     choices = [
         CompletionChoice(
             index,
-            choice.text,
+            echo[index] + choice.text,
             choice.finish,
             completion_logprobs(tokenizer, choice.tokens, choice.logprobs, choice.offsets),
         )
@@ -101,7 +131,10 @@ async def _complete(server: Serving, answer: Answer) -> Response:
     return json_response(_completion(answer, choices, answer.usage()))
 
 
-async def _chunks(server: Serving, answer: Answer, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(server: Serving, answer: Answer, echo: list[str], reported: Reporting) -> AsyncGenerator[bytes, None]:
+    for index, text in enumerate(echo):
+        if text:
+            yield event(_completion(answer, [CompletionChoice(index, text)], answer.chunk_usage(reported)))
     lengths: dict[int, int] = {}
     async with aclosing(answer.deltas()) as deltas:
         async for index, delta in deltas:
@@ -111,8 +144,8 @@ async def _chunks(server: Serving, answer: Answer, with_usage: bool) -> AsyncGen
                 offsets = [offset] * len(delta.tokens)
                 logprobs = completion_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs, offsets)
                 choice = CompletionChoice(index, delta.text, delta.finish, logprobs)
-                yield event(_completion(answer, [choice], None if with_usage else UNSET))
-    if with_usage:
+                yield event(_completion(answer, [choice], answer.chunk_usage(reported)))
+    if reported != "never":
         yield event(_completion(answer, [], answer.usage()))
 
 

@@ -15,20 +15,22 @@ from loraplex.server.serving import Serving, serving
 async def list_models(request: Request) -> Response:
     server, key = serving(request), key_of(request)
     models = [model for model in server.registry if key is None or key.may_use(model.name)]
-    return json_response(ModelList([_card(server, model) for model in models]))
+    cards = [_card(server, model) for model in models]
+    cards += [_card(server, model, alias) for model in models for alias in model.options.aliases]
+    return json_response(ModelList(cards))
 
 
 async def get_model(request: Request) -> Response:
     server, wanted = serving(request), request.path_params["id"]
-    check_model(key_of(request), wanted)
+    await check_model(server, key_of(request), wanted)
     return json_response(_card(server, server.registry.get(wanted)))
 
 
-def _card(server: Serving, model: Model) -> ModelCard:
+def _card(server: Serving, model: Model, alias: str | None = None) -> ModelCard:
     return ModelCard(
-        id=model.name,
+        id=alias or model.name,
         created=model.created,
-        root=model.root,
+        root=model.name if alias else model.root,
         parent=None if model.adapter is None else server.registry.base.name,
         max_model_len=server.context_length,
         description=model.description,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from typing import Any
 
 import msgspec
 
-from loraplex.server.api.schema import ChatRequest, Generate, JSONObjectFormat, JSONSchemaFormat
-from loraplex.server.engine.messages import Guide, Sampling
+from loraplex.server.api.schema import Generate
+from loraplex.server.engine.messages import Sampling
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
 from loraplex.server.registry import Model
 from loraplex.server.serving import Serving
@@ -56,7 +54,7 @@ def sampling(server: Serving, request: Generate, model: Model, *, logprobs: int 
     plain = Sampling()
     for name in sorted(server.engine.unsupported - {"guide"}):
         if getattr(found, name) != getattr(plain, name):
-            raise _unsupported(server, name)
+            raise unsupported(server, name)
     return found
 
 
@@ -65,46 +63,13 @@ def for_choice(first: Sampling, choice: int) -> Sampling:
     return msgspec.structs.replace(first, seed=(first.seed + choice) % SEEDS) if choice else first
 
 
-async def guide(server: Serving, request: Generate) -> Guide | None:
-    """What the answer must be. Raises InvalidRequest where it cannot be followed, and UnsupportedParameter."""
-    wanted = _guides(request)
-    if not wanted:
-        return None
-    if len(wanted) > 1:
-        raise InvalidRequest(f"{' and '.join(wanted)} both say what the answer must be: send one", param=min(wanted))
-    ((param, found),) = wanted.items()
-    if "guide" in server.engine.unsupported:
-        raise _unsupported(server, "guide", param)
-    await server.guides.check(found, param)
-    return found
+def hidden_tokens(request: Generate, otherwise: frozenset[int] | None = None) -> frozenset[int] | None:
+    """The tokens that have no text in an answer; None for every special one."""
+    return frozenset() if request.skip_special_tokens is False else otherwise
 
 
-def _guides(request: Generate) -> dict[str, Guide]:
-    """Every guide of a request, by the field it came in."""
-    found: dict[str, Guide] = {}
-    if isinstance(request, ChatRequest):
-        match request.response_format:
-            case JSONObjectFormat():
-                found["response_format"] = Guide("json_schema", '{"type": "object"}')
-            case JSONSchemaFormat(json_schema=named):
-                found["response_format"] = Guide("json_schema", _schema(named.schema or {}))
-    if request.guided_json is not None:
-        found["guided_json"] = Guide("json_schema", _schema(request.guided_json))
-    if request.guided_regex is not None:
-        found["guided_regex"] = Guide("regex", request.guided_regex)
-    if request.guided_grammar is not None:
-        found["guided_grammar"] = Guide("grammar", request.guided_grammar)
-    return found
-
-
-def _schema(schema: str | dict[str, Any]) -> str:
-    try:
-        return schema if isinstance(schema, str) else json.dumps(schema)
-    except RecursionError:
-        raise InvalidRequest("the JSON schema is nested too deeply") from None
-
-
-def _unsupported(server: Serving, name: str, param: str | None = None) -> UnsupportedParameter:
+def unsupported(server: Serving, name: str, param: str | None = None) -> UnsupportedParameter:
+    """The refusal of a field that the running lane cannot honour."""
     param = param or _WIRE_NAMES.get(name, name)
     lane = server.engine.started.lane if server.engine.started else "running"
     return UnsupportedParameter(f"{param} is not supported by the {lane} engine: leave it out", param=param)

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from loraplex.server.api.conversation import ChatMessage, ToolCall, ToolCallDelta, ToolChoice, Tools
+
 MAX_CHOICES = 128
 
 StopString = Annotated[str, Meta(min_length=1)]
@@ -19,10 +21,24 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)] | None
 TokenId = Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 MAX_TOP_LOGPROBS = 20
+Choices = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1024)]
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool = False
+    """A last chunk without choices has the usage; the others have null."""
+    continuous_usage_stats: bool = False
+    """Every chunk has the usage so far (vLLM's extension)."""
+
+
+class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer must be, by one of the fields (vLLM's extension)."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class Generate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -51,22 +67,13 @@ class Generate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
-    """min_p to guided_grammar are vLLM's extensions; a grammar is in llguidance's Lark."""
-
-
-class TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
-    text: str
-
-
-class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
+    guided_choice: Choices | None = None
+    structured_outputs: StructuredOutputs | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    """min_p to include_stop_str_in_output are vLLM's extensions; a grammar is in llguidance's Lark."""
+    timeout: Annotated[float, Meta(gt=0, le=86400)] | None = None
+    """Seconds from the request's arrival to the end of its answer (LiteLLM's extension)."""
 
 
 class JSONSchema(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,8 +106,10 @@ class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the chat template, such as Qwen3's enable_thinking (vLLM's extension)."""
     parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
@@ -119,14 +128,13 @@ class CompletionRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_on
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    """The answer's text begins with the prompt."""
     best_of: Any = None
-    echo: Any = None
     suffix: Any = None
 
 
 NOT_USED: dict[str, tuple[object, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "modalities": (None, ["text"]),
@@ -137,8 +145,13 @@ NOT_USED: dict[str, tuple[object, ...]] = {
     "service_tier": (None, "auto", "default"),
     "store": (None, False),
     "web_search_options": (None,),
+    "background": (None, False),
+    "conversation": (None,),
+    "max_tool_calls": (None,),
+    "previous_response_id": (None,),
+    "reasoning": (None, {}),
+    "truncation": (None, "disabled"),
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
 }
 """Values with which a field that is not supported changes nothing."""
@@ -186,15 +199,17 @@ class CompletionLogprobs(Struct, frozen=True):
     """Where in the answer a token's text begins, in characters."""
 
 
-class AssistantMessage(Struct, frozen=True):
-    content: str
+class AnswerMessage(Struct, frozen=True):
+    content: str | None
+    """None where the answer is calls and nothing else."""
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
     index: int
-    message: AssistantMessage
+    message: AnswerMessage
     finish_reason: str
     logprobs: ChatLogprobs | None = None
 
@@ -211,7 +226,8 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
 
 class ChatDelta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):

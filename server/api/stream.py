@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from loraplex.server.api.schema import ErrorBody, ErrorResponse
-from loraplex.server.errors import LoraplexError
+from loraplex.server.errors import Internal, LoraplexError
 from loraplex.server.generation import Delta
 
 DONE = b"data: [DONE]\n\n"
@@ -25,11 +25,6 @@ SLOW_READER_SECONDS = 30
 """A client that takes nothing for so long is cut off: what it does not read stays in memory."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
-
-INTERNAL_ERROR = ErrorResponse(
-    ErrorBody("The server failed on this request; its log says why", "server_error", None, "internal")
-)
-"""For anything unforeseen: the log has the traceback, the client does not."""
 
 logger = logging.getLogger("loraplex")
 _encoder = msgspec.json.Encoder()
@@ -41,7 +36,11 @@ def json_response(content: object, status: int = 200, headers: dict[str, str] | 
 
 def error_response(error: LoraplexError) -> Response:
     """An error in OpenAI's shape."""
-    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.permanent:
+        headers["x-should-retry"] = "false"  # OpenAI's clients obey it
     return json_response(error_body(error), error.status, headers)
 
 
@@ -49,9 +48,13 @@ def error_body(error: LoraplexError) -> ErrorResponse:
     return ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code))
 
 
-def event(chunk: object) -> bytes:
+INTERNAL_ERROR = error_body(Internal("The server failed on this request; its log says why"))
+
+
+def event(chunk: object, name: str = "") -> bytes:
     """One server-sent event."""
-    return b"data: " + _encoder.encode(chunk) + b"\n\n"
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + _encoder.encode(chunk) + b"\n\n"
 
 
 class EventStream(EventSourceResponse):
@@ -77,18 +80,21 @@ class EventStream(EventSourceResponse):
             self._finish()
 
 
-async def events(chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Chunks with the end that OpenAI's clients expect; an error becomes an event, since the status is out already."""
+async def events(
+    chunks: AsyncGenerator[bytes, None], failed: Callable[[ErrorResponse], bytes], end: bytes
+) -> AsyncGenerator[bytes, None]:
+    """Chunks with the end that clients expect; an error becomes the event `failed`, since the status is out already."""
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield chunk
     except LoraplexError as error:
-        yield event(error_body(error))
+        yield failed(error_body(error))
     except Exception:
         logger.exception("a stream failed")
-        yield event(INTERNAL_ERROR)
-    yield DONE
+        yield failed(INTERNAL_ERROR)
+    if end:
+        yield end
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

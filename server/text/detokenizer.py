@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -11,22 +11,27 @@ from tokenizers.decoders import DecodeStream
 class Detokenizer:
     """Text of one sequence; a character is given out once all of its tokens are there.
 
-    `before` are ids in front of the first one, which some decoders need to get the space between words right.
+    `before` are ids in front of the first one, which some decoders need to get the space between words right. `hidden`
+    are the tokens that have no text; None is every special one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), hidden: Container[int] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(before), skip_special_tokens=True)
+        self._hidden = () if hidden is None else hidden
+        self._skip_special = hidden is None
+        self._stream = DecodeStream(ids=list(before), skip_special_tokens=self._skip_special)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text these tokens complete; bytes of an unfinished character are kept for the next call."""
         return "".join(self._decode(token) for token in tokens)
 
     def _decode(self, token: int) -> str:
+        if token in self._hidden:
+            return ""
         try:
             return self._stream.step(self._tokenizer, token) or ""
         except Exception:
             # The stream gives up when a token changes text that it gave out already (invalid byte sequences do that).
             # Nothing is lost: what it held back was not valid text.
-            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream = DecodeStream(skip_special_tokens=self._skip_special)
             return self._stream.step(self._tokenizer, token) or ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from loraplex.server.text.overlap import overlap
+
 
 class StopStrings:
     """Passes text on up to the first stop string; text that may be the start of one waits for what follows.
@@ -12,8 +14,10 @@ class StopStrings:
     on how the text was cut into pieces.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(self, strings: Sequence[str], *, include: bool = False) -> None:
+        """`include` gives out the stop string too."""
         self._strings = strings
+        self._include = include
         self._held = ""
         self.stopped = False
 
@@ -26,9 +30,9 @@ class StopStrings:
         if found:
             self.stopped = True
             self._held = ""
-            _, start = min(found)
-            return text[:start]
-        keep = max(_overlap(text, string) for string in self._strings)
+            end, start = min(found)
+            return text[: end if self._include else start]
+        keep = max(overlap(text, string) for string in self._strings)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -36,9 +40,3 @@ class StopStrings:
         """What was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, string: str) -> int:
-    """Length of the longest end of `text` that `string` starts with."""
-    longest = min(len(text), len(string) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(string[:n])), 0)

@@ -9,14 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from loraplex.server.errors import BundleInvalid, InvalidRequest
+from loraplex.server.text.tool_format import format_of
+from loraplex.server.text.tool_prompt import Message, show
+
+
+class _Generation(Extension):
+    """{% generation %}, by which training tells the assistant's tokens from others: here what it encloses."""
+
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -24,29 +39,50 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Compile; raises BundleInvalid where the template is broken or fails on the plainest of conversations."""
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
         self._special_tokens = dict(special_tokens)
+        self.tools = format_of(source)
+        """How the model calls tools."""
         try:
             self._template = environment.from_string(source)
             self.render([{"role": "user", "content": "Hello"}])
         except (TemplateError, InvalidRequest) as error:
             raise BundleInvalid(f"the chat template does not work: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt, up to where the assistant's answer starts.
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
+        """The prompt, up to where the assistant's answer starts. `variables` are those that only this template has.
 
         Raises InvalidRequest with the template's own reason, for instance where roles must alternate and do not.
         """
         try:
+            shown, listed = show(self.tools, messages, tools)
             return self._template.render(
-                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self._special_tokens
+                {
+                    **variables,
+                    **self._special_tokens,
+                    "messages": shown,
+                    "add_generation_prompt": add_generation_prompt,
+                    "tools": listed,
+                    "documents": None,
+                }
             )
         except SecurityError as error:
             raise BundleInvalid(f"the chat template does what it must not: {error}") from None
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except RecursionError:
+            raise InvalidRequest("what the chat template is given is nested too deeply", param="messages") from None
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise InvalidRequest(f"the chat template refuses these messages: {error}", param="messages") from None
 
 
@@ -58,6 +94,12 @@ def _now(layout: str) -> str:
     return datetime.now().strftime(layout)
 
 
-def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes HTML, which would end up in the prompt.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -29,6 +29,16 @@ class Text:
         # A tokenizer.json may cut or pad what it encodes; a server must do neither.
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special = frozenset(token for token, each in added.items() if each.special)
+        """Ids without text, unless a request asks for it."""
+        self.units = {
+            each.content: token
+            for token, each in added.items()
+            if each.special or (each.content.startswith("<") and each.content.endswith(">"))
+        }
+        """The tokens that llguidance takes for one unit and not for their characters
+        (toktrie_hf_tokenizers/src/lib.rs), by their text."""
         config = _read_json(folder / "tokenizer_config.json")
         self._special_tokens = {name: text for name in SPECIAL_TOKENS if (text := _text(config.get(name)))}
         source = _chat_template(folder, config)
@@ -36,7 +46,11 @@ class Text:
 
     def adapter_template(self, path: Path) -> ChatTemplate:
         """An adapter's own template. Raises BundleInvalid."""
-        return ChatTemplate(path.read_text("utf-8"), self._special_tokens)
+        try:
+            source = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleInvalid(f"the chat template {path.name} cannot be read: {error}") from None
+        return ChatTemplate(source, self._special_tokens)
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; long texts are encoded without blocking the event loop."""

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,12 @@ class ServerProcess:
 
     def engines(self) -> list[psutil.Process]:
         """The engine process; none between the end of one and the start of the next."""
-        return psutil.Process(self.process.pid).children()
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # also one that has ended and is not waited for yet
+                if "loraplex.server.engine.process" in child.cmdline():
+                    found.append(child)
+        return found
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and decoded body; text where it is not JSON."""
@@ -61,14 +66,15 @@ class ServerProcess:
             return status, body.decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """One sample of /metrics; 0.0 while it has not been seen."""
+        """Sum of the samples of /metrics that have these labels, whatever others; 0.0 while there are none."""
         _, text = self.get("/metrics")
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        found = 0.0
         for line in text.splitlines():
             match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if match and set((match[1] or "").split(",")) - {""} == wanted:
-                return float(match[2])
-        return 0.0
+            if match and wanted <= set((match[1] or "").split(",")):
+                found += float(match[2])
+        return found
 
     def wait_for(self, name: str, value: float, **labels: str) -> None:
         """Wait until a metric has this value; fail after 10 s."""
@@ -111,7 +117,7 @@ def command(bundle: Path, *flags: str) -> list[str]:
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
-        if match := re.search(r"ready on (http://\S+);", log.read_text()):
+        if match := re.search(r"ready on (https?://\S+);", log.read_text()):
             return match[1]
         assert process.poll() is None, f"the server ended with status {process.returncode}:\n{log.read_text()}"
         time.sleep(0.02)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -48,7 +50,7 @@ def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
     return shutil.copytree(tiny.folder / "adapters", tmp_path / "sources")
 
 
-@pytest.fixture(params=["batched", "generator"])
+@pytest.fixture(params=["batched", "generator", "routed"])
 def server(request: pytest.FixtureRequest, tiny: TinyBundle, sources: Path, tmp_path: Path) -> Iterator[ServerProcess]:
     flags = ("--dev", "--adapter-dir", str(sources), "--engine", request.param)
     log = tmp_path / "log"
@@ -209,12 +211,142 @@ def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
     assert len(call(server, "GET", "/v1/adapters")[1]["data"]) == 4
 
 
+def upload(server: ServerProcess, name: str, *files: Path | tuple[str, bytes]) -> tuple[int, Any]:
+    parts = [(each[0], each[1]) if isinstance(each, tuple) else (each.name, each.read_bytes()) for each in files]
+    response = httpx.put(
+        f"{server.url}/v1/adapters/{name}", files=[("file", part) for part in parts], timeout=120, trust_env=False
+    )
+    return response.status_code, response.json()
+
+
+def test_an_adapter_is_uploaded(
+    server: ServerProcess, tiny: TinyBundle, expected: Callable[[str, list[int]], str]
+) -> None:
+    peft = tiny.adapters["partial"]
+    status, card = upload(server, "new", peft / "adapter_config.json", peft / "adapter_model.safetensors")
+    assert (status, card["source"]) == (201, "upload")
+    assert ask(server, "new", PROMPTS[4]) == expected("partial", PROMPTS[4])
+    ours = tiny.folder / "adapters" / "small"
+    assert upload(server, "new", ours / "adapter.json", ours / "small.onnx_adapter")[0] == 200
+    assert ask(server, "new", PROMPTS[4]) == expected("small", PROMPTS[4])
+
+
+def test_uploads_that_are_no_adapter_are_refused(
+    server: ServerProcess, tiny: TinyBundle, expected: Callable[[str, list[int]], str]
+) -> None:
+    peft = tiny.adapters["partial"]
+    config, weights = peft / "adapter_config.json", peft / "adapter_model.safetensors"
+    header = (2**60).to_bytes(8, "little")
+    cases: list[tuple[list[Path | tuple[str, bytes]], int]] = [
+        ([config], 422),
+        ([weights], 422),
+        ([config, ("adapter_model.safetensors", b"")], 422),
+        ([config, ("adapter_model.safetensors", weights.read_bytes()[:-9])], 422),
+        ([config, ("adapter_model.safetensors", header + b"{}")], 422),
+        ([config, ("adapter_model.bin", b"\x80\x04.")], 400),
+        ([config, ("../adapter_model.safetensors", weights.read_bytes())], 400),
+        ([config, ("adapter.zip", b"PK")], 400),
+        ([config, config, weights], 400),
+        ([config, weights, ("a.jinja", b""), ("b.jinja", b""), ("c.jinja", b"")], 400),
+        ([("adapter_config.json", b'{"peft_type": "LORA", "use_dora": true}'), weights], 422),
+        ([("adapter_config.json", b"{" * 100_000), weights], 422),
+    ]
+    for files, wanted in cases:
+        status, body = upload(server, "new", *files)
+        assert status == wanted, (files, body)
+        assert body["error"]["message"].count("\n") == 0
+    request = urllib.request.Request(
+        server.url + "/v1/adapters/new", b"x" * 99, {"content-type": "multipart/form-data; boundary=y"}, method="PUT"
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(request, timeout=30)
+    assert [card["name"] for card in call(server, "GET", "/v1/adapters")[1]["data"]] == list(tiny.adapters)
+    assert ask(server, "small", PROMPTS[0]) == expected("small", PROMPTS[0])
+
+
+def test_a_peft_folder_on_the_server_is_converted(
+    server: ServerProcess, sources: Path, tiny: TinyBundle, expected: Callable[[str, list[int]], str]
+) -> None:
+    shutil.copytree(tiny.adapters["large"], sources / "peft")
+    assert call(server, "PUT", "/v1/adapters/new", {"path": "peft"})[0] == 201
+    assert ask(server, "new", PROMPTS[5]) == expected("large", PROMPTS[5])
+
+
+def test_options_of_an_adapter_are_set_and_survive(
+    tiny: TinyBundle, tmp_path: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    flags = ("--dev", "--state-dir", str(tmp_path / "state"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        change = {"aliases": ["petit", "klein"], "sampling": {"max_tokens": 3}, "max_running": 1, "priority": "low"}
+        status, card = call(server, "PATCH", "/v1/adapters/small", change)
+        assert (status, card["options"]) == (200, change)
+        assert call(server, "PATCH", "/v1/adapters/small", {"description": "small and slow"})[0] == 200
+        for body, param in (
+            ({"aliases": ["large"]}, "aliases"),
+            ({"aliases": ["a b"]}, "aliases[0]"),
+            ({"priority": "highest"}, "priority"),
+            ({"max_running": 0}, "max_running"),
+            ({"sampling": {"temperature": 9}}, "sampling.temperature"),
+        ):
+            status, refusal = call(server, "PATCH", "/v1/adapters/small", body)
+            assert (status, refusal["error"]["param"]) == (400, param)
+        assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["klein"]})[0] == 400
+        assert call(server, "PATCH", "/v1/adapters/none", {"aliases": []})[0] == 404
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        assert ask(server, "petit", PROMPTS[7]) == expected("small", PROMPTS[7])
+        answer = server.client.completions.create(model="klein", prompt=PROMPTS[7], temperature=0)
+        assert (answer.model, answer.usage.completion_tokens if answer.usage else 0) == ("small", 3)
+        described = {model.id: model.model_dump()["description"] for model in server.client.models.list()}
+        assert described["small"] == described["petit"] == "small and slow"
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_adapter_dir_is_watched(
+    tiny: TinyBundle, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    folder, log = tmp_path / "watched", tmp_path / "log"
+    shutil.copytree(sources / "small", folder / "there")
+    shutil.copytree(sources / "large", folder / "middle")  # a name that the bundle has
+    with serving(tiny.folder, log, "--adapter-dir", str(folder)) as server:
+        prompt = PROMPTS[6]
+
+        def names() -> set[str]:
+            return {model.id for model in server.client.models.list()}
+
+        assert ask(server, "there", prompt) == expected("small", prompt)
+        assert ask(server, "tiny:there", prompt) == expected("small", prompt)
+        assert ask(server, "middle", prompt) == expected("middle", prompt)
+        shutil.copytree(tiny.adapters["partial"], folder / "peft")
+        assert ask(server, "peft", prompt) == expected("partial", prompt)  # at once: it is asked for
+        (folder / "broken").mkdir()
+        (folder / "broken" / "adapter.json").write_text("{}")
+        shutil.copytree(sources / "large", folder / "later")
+        wait_until(lambda: "later" in names())
+        assert ask(server, "later", prompt) == expected("large", prompt)
+        shutil.rmtree(folder / "there")
+        shutil.copytree(sources / "middle", folder / "there")
+        wait_until(lambda: ask(server, "there", prompt) == expected("middle", prompt))
+        shutil.rmtree(folder / "later")
+        wait_until(lambda: "later" not in names())
+        assert names() == {"tiny", *tiny.adapters, "there", "peft"}
+        time.sleep(2.5)
+        assert log.read_text().count("broken") == 1
+    assert "Traceback" not in log.read_text()
+
+
 def test_an_adapter_over_the_limit_is_refused(tiny: TinyBundle, sources: Path, tmp_path: Path) -> None:
     flags = ("--dev", "--adapter-dir", str(sources), "--max-adapter-bytes", "1000")
     with serving(tiny.folder, tmp_path / "log", *flags) as server:
         status, body = call(server, "PUT", "/v1/adapters/new", {"path": "small"})
         assert status == 422
         assert "1000 at most" in body["error"]["message"]
+        assert upload(server, "new", tiny.adapters["small"] / "adapter_model.safetensors")[0] == 413
 
 
 def test_what_was_loaded_is_there_after_a_restart(

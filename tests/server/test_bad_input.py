@@ -6,6 +6,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,17 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MESSAGES = [{"role": "user", "content": "w10"}]
 DROP = object()
+F = {"type": "function", "function": {"name": "f"}}
 LONG_CHAIN = "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(3000)) + 'r3000: "a"\n'
 """Overflows the stack of the process that compiles it."""
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """A schema so deep; some 480 levels are as many as the decoder of bodies takes."""
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
 
 
 def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
@@ -98,7 +108,22 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
         ({"guided_regex": "a", "guided_json": {}}, "guided_json", "invalid_value"),
         ({"guided_grammar": LONG_CHAIN}, "guided_grammar", "invalid_value"),
         ({"guided_json": "{}" + " " * 70_000}, "guided_json", "invalid_value"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unsupported_parameter"),
+        ({"guided_choice": []}, "guided_choice", "invalid_value"),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice", "invalid_value"),
+        ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex", "invalid_value"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs.grammar", "invalid_value"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs.structural_tag", "unknown_parameter"),
+        (
+            {"stream": True, "stream_options": {"continuous_usage_stats": True}},
+            "stream_options.continuous_usage_stats",
+            "invalid_value",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": deep(440)}}},
+            "response_format",
+            "invalid_value",
+        ),
+        ({"chat_template_kwargs": {"a": 1}, "chat_template": "x"}, "chat_template", "unknown_parameter"),
         ({"max_tokens": 300}, "messages", "context_length_exceeded"),
     ],
 )
@@ -124,7 +149,7 @@ def test_a_bad_chat_request_is_refused(
         ({"prompt": [[10]] * 65, "n": 2}, "n", "invalid_value"),
         ({"prompt": ["w10"] * 500_000}, "n", "invalid_value"),
         ({"logprobs": 6}, "logprobs", "invalid_value"),
-        ({"echo": True}, "echo", "unsupported_parameter"),
+        ({"echo": True, "logprobs": 1}, "echo", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"prompt": [10] * 256}, "prompt", "context_length_exceeded"),
@@ -153,6 +178,9 @@ def test_a_bad_completion_request_is_refused(
         ({"ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"guided_regex": "a+"}, "guided_regex"),
+        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
+        ({"tools": [F]}, "tools"),
+        ({"tools": [F], "tool_choice": "required"}, "tools"),
     ],
 )
 def test_what_the_generator_lane_cannot_do_is_refused(
@@ -235,6 +263,17 @@ def test_endless_headers_are_refused(tiny_server: ServerProcess) -> None:
     assert tiny_server.get("/health")[0] == 200
 
 
+@pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00"])
+def test_what_is_not_http_is_refused(tiny_server: ServerProcess, sent: bytes) -> None:
+    host, port = tiny_server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(sent)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"invalid_http"' in answer
+    assert tiny_server.get("/health")[0] == 200
+
+
 def test_long_headers_and_a_long_body_are_no_flood(tiny_server: ServerProcess) -> None:
     body = json.dumps({"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "user": "u" * 200_000}).encode()
     headers = {"content-type": "application/json", "x-long": "y" * 30_000}
@@ -251,10 +290,19 @@ def test_unknown_paths_and_methods_have_the_same_shape(tiny_server: ServerProces
 
 def test_a_full_queue_says_when_to_come_back(tiny: TinyBundle, tmp_path: Path) -> None:
     with serving(tiny.folder, tmp_path / "log", "--max-running", "2", "--max-waiting", "1") as server:
-        with pytest.raises(openai.RateLimitError) as refusal:
-            server.client.completions.create(model="small", prompt=[10], n=4, max_tokens=4)
+        with ThreadPoolExecutor() as pool:
+            server.engine().suspend()
+            full = pool.submit(server.client.completions.create, model="small", prompt=[10], n=3, max_tokens=4)
+            server.wait_for("loraplex_requests_waiting", 1, adapter="small")
+            with pytest.raises(openai.RateLimitError) as refusal:
+                server.client.completions.create(model="small", prompt=[10], max_tokens=4)
+            server.engine().resume()
+            full.result(30)
         assert refusal.value.code == "queue_full"
         assert int(refusal.value.response.headers["retry-after"]) >= 1
+        with pytest.raises(openai.RateLimitError, match="fewer at once") as never:
+            server.client.completions.create(model="small", prompt=[10], n=4, max_tokens=4)
+        assert never.value.response.headers["x-should-retry"] == "false"
         # Nothing of the refused request is left in the queue.
         answer = server.client.completions.create(model="small", prompt=[10], n=3, max_tokens=4)
         assert len(answer.choices) == 3

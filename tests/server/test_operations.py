@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import onnxruntime_genai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.process import ServerProcess
+from tests.server.conftest import TinyBundle
+from tests.server.process import ServerProcess, serving
+from tests.server.test_adapters import call
 
 
 def test_models_are_the_base_and_its_adapters(tiny_server: ServerProcess) -> None:
@@ -57,3 +63,63 @@ def test_a_request_id_is_echoed_or_made(tiny_server: ServerProcess, given: str, 
     with urllib.request.urlopen(request, timeout=10) as response:
         assert (response.headers["x-request-id"] == given) is echoed
         assert response.headers["x-request-id"]
+
+
+def test_a_gateway_finds_the_gauges_it_reads(tiny: TinyBundle, tmp_path: Path) -> None:
+    """By vLLM's names and labels, as the endpoint picker of Kubernetes' inference extension parses them."""
+    with serving(tiny.folder, tmp_path / "log", "--max-running", "2") as server, ThreadPoolExecutor() as pool:
+        ask = server.client.completions.create
+        server.engine().suspend()
+        answers = [pool.submit(ask, model=name, prompt=[10], max_tokens=2) for name in ("small", "large")]
+        server.wait_for("loraplex_requests_running", 2)
+        answers += [pool.submit(ask, model=name, prompt=[10], max_tokens=2) for name in ("small", "partial", "tiny")]
+        server.wait_for("loraplex_requests_waiting", 3)
+        families = {each.name: each for each in text_string_to_metric_families(server.get("/metrics")[1])}
+        server.engine().resume()
+        server.wait_for("loraplex_requests_running", 0)
+        long = iter(ask(model="small", prompt=[10], max_tokens=200, stream=True, extra_body={"ignore_eos": True}))
+        next(long)
+        server.engine().suspend()
+        usage = server.metric("vllm:kv_cache_usage_perc", model_name="tiny")
+        server.engine().resume()
+        list(long)
+        for answer in answers:
+            answer.result(30)
+        server.wait_for("loraplex_requests_running", 0)
+        idle = {each.name: each for each in text_string_to_metric_families(server.get("/metrics")[1])}
+    for name, value in (("vllm:num_requests_waiting", 3), ("vllm:num_requests_running", 2)):
+        (sample,) = families[name].samples
+        assert (sample.value, sample.labels) == (value, {"model_name": "tiny", "engine": "0"})
+        assert families[name].type == "gauge"
+        assert idle[name].samples[0].value == 0
+    (size,) = families["vllm:cache_config_info"].samples
+    reserved = 201 / int(size.labels["num_gpu_blocks"])
+    assert size.labels["block_size"] == "1"
+    assert usage == pytest.approx(reserved)
+    assert idle["vllm:kv_cache_usage_perc"].samples[0].value == 0
+    (info,) = families["vllm:lora_requests_info"].samples
+    assert info.labels == {
+        "running_lora_adapters": "large,small",
+        "waiting_lora_adapters": "partial,small",
+        "max_lora": "2",
+    }
+    assert abs(info.value - time.time()) < 60
+    assert idle["vllm:lora_requests_info"].samples[0].labels["running_lora_adapters"] == ""
+
+
+def test_an_adapter_that_goes_takes_its_series_along(tiny: TinyBundle, tmp_path: Path) -> None:
+    with serving(tiny.folder, tmp_path / "log", "--dev") as server:
+        for name in ("small", "large"):
+            server.client.completions.create(model=name, prompt=[10], max_tokens=2)
+        assert server.get("/metrics")[1].count('adapter="small"') > 10
+        assert call(server, "DELETE", "/v1/adapters/small")[0] == 200
+        text = server.get("/metrics")[1]
+        assert 'adapter="small"' not in text
+        assert text.count('adapter="large"') > 10
+
+
+def test_requests_are_counted_by_lane_and_class_of_key(tiny_server: ServerProcess) -> None:
+    labels = {"adapter": "small", "lane": "batched", "key_class": "none", "finish_reason": "length"}
+    before = tiny_server.metric("loraplex_requests_total", **labels)
+    tiny_server.client.completions.create(model="small", prompt=[10], max_tokens=1)
+    assert tiny_server.metric("loraplex_requests_total", **labels) == before + 1

@@ -29,6 +29,8 @@ CONVERSATION = [
         "{%- for m in messages %}\n  {%- if m.role == 'system' %}{% continue %}{% endif %}\n"
         "{{ m | tojson }}\n{% endfor %}",
         "{{ messages[0].content }}{% if add_generation_prompt %}<a>{% endif %}{% if tools %}t{% endif %}",
+        "{% for m in messages %}{% generation %}{{ m.content }}{% if loop.last %}!{% endif %}{% endgeneration %}"
+        "{% endfor %}",
     ],
 )
 def test_rendering_equals_transformers(source: str) -> None:

@@ -1,0 +1,83 @@
+"""uvicorn's HTTP protocol with limits on requests, which uvicorn's own has only for headers, in its slower one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from loraplex.server.api.stream import error_body
+from loraplex.server.errors import HeadersTooLarge, InvalidHTTP, LoraplexError
+
+MAX_BYTES = 64 * 1024
+"""Of request line and headers; what came in one read with the first byte too many is still taken."""
+HEAD_SECONDS = 30.0
+"""From the connection, or from the first byte of a further request on it, to the end of the headers."""
+IDLE_SECONDS = 30.0
+"""From one piece of a body to the next. How long all of it may take is for who reads it to say."""
+
+
+class LimitedRequest(HttpToolsProtocol):
+    """Answers 431 to headers that are too long, and closes a connection whose request does not go on."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _bytes = 0
+    _in_head = True
+    _last_piece = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._last_piece = self.loop.time()
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._bytes += len(data)
+            if self._bytes > MAX_BYTES:
+                self._refuse(HeadersTooLarge(f"The request's line and headers are longer than {MAX_BYTES} bytes"))
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, in OpenAI's shape."""
+        self._refuse(InvalidHTTP(msg))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._bytes, self._in_head = 0, True
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        self._timer = self.loop.call_later(IDLE_SECONDS, self._check_body)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        super().on_message_complete()
+
+    def _check_body(self) -> None:
+        """Close the connection if its body has not gone on; look again when it might not have."""
+        idle = self.loop.time() - self._last_piece
+        # While reading is paused, it is the server that does not go on.
+        if idle >= IDLE_SECONDS and not self.flow.read_paused:
+            self.transport.close()
+        else:
+            self._timer = self.loop.call_later(max(1.0, IDLE_SECONDS - idle), self._check_body)
+
+    def _refuse(self, error: LoraplexError) -> None:
+        body = msgspec.json.encode(error_body(error))
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[error.status] + head + body)
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None

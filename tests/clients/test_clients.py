@@ -1,0 +1,15 @@
+"""What `python -m tests.clients` does, where it has made its environments before."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.clients.__main__ import ENVIRONMENTS, PACKAGES, main
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("client", PACKAGES)
+def test_a_client_finds_what_it_expects(client: str) -> None:
+    if not (ENVIRONMENTS / client / "complete").exists():
+        pytest.skip(f"run `python -m tests.clients {client}` once: it installs {PACKAGES[client][0]}")
+    assert main([client]) == 0

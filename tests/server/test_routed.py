@@ -1,0 +1,157 @@
+"""`loraplex serve --engine routed` over HTTP, on a CPU, where the code is CUDA's but for kernels and scheduler."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.checkpoints import reference_tokens
+from tests.server.conftest import DEMO, TinyBundle
+from tests.server.process import ServerProcess, command, serving
+from tests.server.test_parity import text
+
+MODELS = ("tiny", "small", "middle", "large", "partial")
+PROMPT = [99, 8, 64, 64, 41, 150, 12, 77, 31]
+
+
+@pytest.fixture(scope="module")
+def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("routed")
+    flags = ("--engine", "routed", "--device", "cpu", "--max-running", "8", "--link-cache", str(folder / "cache"))
+    with serving(tiny.folder, folder / "log", *flags) as found:
+        yield found
+    log = (folder / "log").read_text()
+    assert "Traceback" not in log
+    assert "4 adapters linked" in log
+
+
+def ask(server: ServerProcess, model: str, prompt: list[int], **options: Any) -> Any:
+    """The first choice of a greedy answer."""
+    options = {"temperature": 0, "max_tokens": 24} | options
+    return server.client.completions.create(model=model, prompt=prompt, **options).choices[0]
+
+
+def test_each_adapter_answers_as_peft_does(tiny: TinyBundle, server: ServerProcess) -> None:
+    for turn in range(2):
+        for model in MODELS:
+            # The same prompt under every adapter, again and again: nothing of one's keys and values reaches another.
+            expected = text(reference_tokens(tiny.checkpoint, tiny.adapters.get(model), PROMPT, 24))
+            assert ask(server, model, PROMPT).text.strip() == expected.strip(), turn
+
+
+async def test_eight_at_once_answer_as_each_alone(server: ServerProcess) -> None:
+    asked = [(MODELS[index % len(MODELS)], PROMPT[: 3 + index % 5]) for index in range(8)]
+    alone = [ask(server, model, prompt).text for model, prompt in asked]
+    async with server.async_client as client:
+        together = await asyncio.gather(
+            *(
+                client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=24)
+                for model, prompt in asked
+            )
+        )
+    assert [answer.choices[0].text for answer in together] == alone
+
+
+def test_a_stream_is_the_answer_in_pieces(server: ServerProcess) -> None:
+    whole = ask(server, "large", PROMPT)
+    pieces = list(
+        server.client.completions.create(model="large", prompt=PROMPT, temperature=0, max_tokens=24, stream=True)
+    )
+    assert "".join(piece.choices[0].text for piece in pieces) == whole.text
+    assert pieces[-1].choices[0].finish_reason == whole.finish_reason
+    assert len(pieces) > 5
+
+
+def test_a_client_that_leaves_cancels(server: ServerProcess) -> None:
+    labels = {"adapter": "middle", "finish_reason": "cancelled"}
+    before = server.metric("loraplex_requests_total", **labels)
+    stream = server.client.completions.create(
+        model="middle", prompt=[10], max_tokens=200, temperature=0, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(iter(stream))
+    stream.close()
+    server.wait_for("loraplex_requests_total", before + 1, **labels)
+    server.wait_for("loraplex_requests_running", 0, adapter="middle")
+
+
+def test_stops(server: ServerProcess) -> None:
+    words = ask(server, "small", PROMPT).text.split()
+    by_text = ask(server, "small", PROMPT, stop=[words[3]])
+    assert by_text.text.split() == words[: words.index(words[3])]
+    by_id = ask(server, "small", PROMPT, extra_body={"stop_token_ids": [int(words[3].removeprefix("w"))]})
+    assert by_id.text.split() == words[: words.index(words[3])]
+    assert by_text.finish_reason == by_id.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("prompt", [[160], [10, 160], [-1], [2**31 - 1], [160 * 2 + 10]])
+def test_ids_out_of_range_are_refused(server: ServerProcess, prompt: list[int]) -> None:
+    """The vocabulary has 160 tokens; ids beyond it choose adapters inside the engine."""
+    with pytest.raises(openai.BadRequestError) as refusal:
+        ask(server, "tiny", prompt)
+    assert refusal.value.status_code == 400
+
+
+def test_no_answer_has_ids_out_of_range(server: ServerProcess) -> None:
+    answer = ask(server, "large", PROMPT, temperature=2, max_tokens=100, extra_body={"ignore_eos": True})
+    assert all(8 <= int(word.removeprefix("w")) < 160 for word in answer.text.split())
+
+
+def test_what_the_engine_cannot_do_another_does(tiny: TinyBundle, server: ServerProcess) -> None:
+    """On a CPU the batched engine is opened beside it; it shares nothing with the routed one but the weights' file."""
+    answer = ask(server, "middle", PROMPT, logprobs=2, max_tokens=6)
+    expected = text(reference_tokens(tiny.checkpoint, tiny.adapters["middle"], PROMPT, 6))
+    assert answer.text.strip() == expected.strip()
+    assert [len(top) for top in answer.logprobs.top_logprobs] == [2] * 6
+    forced = ask(server, "middle", PROMPT, logit_bias={"50": 100}, max_tokens=4)
+    assert forced.text.split() == ["w50"] * 4
+
+
+def test_usage_counts(server: ServerProcess) -> None:
+    answer = server.client.completions.create(model="small", prompt=PROMPT, max_tokens=5, temperature=0)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(PROMPT), 5)
+
+
+def test_fewer_slots_than_adapters(tiny: TinyBundle, tmp_path: Path) -> None:
+    flags = ("--engine", "routed", "--device", "cpu", "--max-linked", "2", "--link-cache", str(tmp_path / "cache"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        for _ in range(2):
+            for model in MODELS:
+                expected = text(reference_tokens(tiny.checkpoint, tiny.adapters.get(model), PROMPT, 24))
+                assert ask(server, model, PROMPT).text.strip() == expected.strip()
+
+
+def test_guided_answers_are_valid(tmp_path: Path) -> None:
+    flags = ("--engine", "routed", "--device", "cpu", "--link-cache", str(tmp_path / "cache"))
+    schema = {"type": "object", "properties": {"stars": {"enum": [1, 2, 3]}}, "required": ["stars"]}
+    with serving(DEMO, tmp_path / "log", *flags) as server:
+        for model in ("travel", "tone"):
+            answer = server.client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": "Tell me about Paris."}],
+                max_tokens=60,
+                temperature=0,
+                response_format={
+                    "type": "json_schema",
+                    "json_schema": {"name": "stars", "schema": schema | {"additionalProperties": False}},
+                },
+            )
+            assert json.loads(answer.choices[0].message.content or "")["stars"] in (1, 2, 3)
+
+
+def test_routed_on_cuda_needs_cuda(tiny: TinyBundle) -> None:
+    """One line that says so, where the installed onnxruntime-genai has no CUDA."""
+    found = subprocess.run(
+        command(tiny.folder, "--engine", "routed", "--device", "cuda"), capture_output=True, text=True, timeout=60
+    )
+    if "no CUDA" not in found.stderr:
+        pytest.skip("this machine has CUDA")
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr

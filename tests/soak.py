@@ -1,0 +1,203 @@
+"""Many clients and a restless operator on one server, for as long as you like; not a part of `make test`.
+
+    python -m tests.soak [--minutes 30] [--clients 32] [--engine batched]
+
+Clients ask for random adapters, streaming or not, and leave some streams half-read. Meanwhile adapters are loaded,
+replaced, uploaded and unloaded. Every whole answer is compared with the one that the same weights gave alone. At the
+end the memory, file descriptors and threads of both processes are compared with what they were after the first fifth.
+Ends with 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import httpx
+import openai
+import psutil
+from cyclopts import run
+from msgspec import Struct
+
+from tests.checkpoints import make_adapter, make_checkpoint, quiet
+from tests.server.process import ServerProcess, serving
+
+SOURCES = {"small": 2, "middle": 8, "large": 16}
+"""Rank by name."""
+RESTLESS = [f"restless-{number}" for number in range(6)]
+PROMPTS = [[seed, seed + 20, seed + 40] for seed in range(10, 34)]
+TOKENS = 24
+GROWTH = 1.05
+"""Of memory, from the first fifth to the end."""
+
+
+class Usage(Struct, frozen=True):
+    """What one process holds."""
+
+    rss: int
+    descriptors: int
+    threads: int
+
+
+class Soak:
+    def __init__(self, server: ServerProcess, sources: Path, peft: Path) -> None:
+        self.server = server
+        self.sources = sources
+        self.peft = peft
+        self.random = random.Random(7)
+        self.client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
+        self.http = httpx.AsyncClient(base_url=server.url, timeout=120, trust_env=False)
+        self.alone: dict[tuple[str, int], str] = {}
+        self.seen: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    async def ask(self, model: str, prompt: int) -> str:
+        answer = await self.client.completions.create(
+            model=model, prompt=PROMPTS[prompt], temperature=0, max_tokens=TOKENS
+        )
+        return answer.choices[0].text
+
+    async def record(self) -> None:
+        """Every answer, given alone."""
+        for model in ("tiny", *SOURCES):
+            for prompt in range(len(PROMPTS)):
+                self.alone[model, prompt] = await self.ask(model, prompt)
+
+    async def stream(self, model: str, prompt: int) -> str | None:
+        """None where it was left half-read."""
+        leave = self.random.random() < 0.2
+        text = ""
+        async with await self.client.completions.create(
+            model=model, prompt=PROMPTS[prompt], temperature=0, max_tokens=TOKENS, stream=True
+        ) as stream:
+            async for chunk in stream:
+                text += chunk.choices[0].text
+                if leave and self.random.random() < 0.2:
+                    return None
+        return text
+
+    async def user(self, until: float) -> None:
+        while time.monotonic() < until:
+            model = self.random.choice(["tiny", *SOURCES, *RESTLESS])
+            prompt = self.random.randrange(len(PROMPTS))
+            try:
+                text = await (self.stream if self.random.random() < 0.5 else self.ask)(model, prompt)
+            except openai.NotFoundError:
+                self.seen["not there"] += 1
+                if model not in RESTLESS:
+                    self.problems.append(f"{model} was not found")
+                continue
+            except openai.APIError as error:
+                self.problems.append(f"{model}: {error!r}")
+                continue
+            self.seen["left" if text is None else "answered"] += 1
+            right = {self.alone[each, prompt] for each in (SOURCES if model in RESTLESS else (model,))}
+            if text is not None and text not in right:
+                self.problems.append(f"{model}, prompt {prompt}: {text!r}")
+
+    async def operator(self, until: float) -> None:
+        while time.monotonic() < until:
+            name = self.random.choice(RESTLESS)
+            source = self.random.choice(list(SOURCES))
+            action = self.random.random()
+            if action < 0.45:
+                response = await self.http.put(f"/v1/adapters/{name}", json={"path": source})
+                accepted = {200, 201, 409}
+            elif action < 0.5:
+                files = [("file", (file.name, file.read_bytes())) for file in (self.peft / source).iterdir()]
+                files = [file for file in files if file[1][0].startswith("adapter_")]
+                response = await self.http.put(f"/v1/adapters/{name}", files=files)
+                accepted = {200, 201, 409}
+            else:
+                response = await self.http.delete(f"/v1/adapters/{name}")
+                accepted = {200, 404, 409}
+            self.seen[f"{response.request.method} {response.status_code}"] += 1
+            if response.status_code not in accepted:
+                self.problems.append(f"{response.request.method} {name}: {response.status_code} {response.text}")
+            await asyncio.sleep(self.random.random() * 0.4)
+
+    def usage(self) -> dict[str, Usage]:
+        processes = {"server": psutil.Process(self.server.process.pid), "engine": self.server.engine()}
+        return {
+            name: Usage(process.memory_info().rss, process.num_fds(), process.num_threads())
+            for name, process in processes.items()
+        }
+
+    async def watch(self, begin: float, until: float) -> list[dict[str, Usage]]:
+        """A look every two seconds, from the end of the first fifth on."""
+        await asyncio.sleep((until - begin) / 5)
+        looks = []
+        while time.monotonic() < until:
+            looks.append(await asyncio.to_thread(self.usage))
+            await asyncio.sleep(2)
+        return looks
+
+    async def run(self, seconds: float, clients: int) -> None:
+        await self.record()
+        begin = time.monotonic()
+        until = begin + seconds
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(self.user(until))
+            for _ in range(2):
+                group.create_task(self.operator(until))
+            watching = group.create_task(self.watch(begin, until))
+        self._compare(watching.result())
+        await self.client.close()
+        await self.http.aclose()
+
+    def _compare(self, looks: list[dict[str, Usage]]) -> None:
+        """Means of the first and of the last tenth of the looks."""
+        part = max(1, len(looks) // 10)
+        for process in ("server", "engine"):
+            for what in ("rss", "descriptors", "threads"):
+                values = [getattr(look[process], what) for look in looks]
+                first, last = sum(values[:part]) / part, sum(values[-part:]) / part
+                print(f"{process} {what}: {first:.0f} -> {last:.0f}, at most {max(values)}")
+                # Connections come and go with the clients, so descriptors get some room.
+                if last > first * GROWTH + (32 if what == "descriptors" else 2 if what == "threads" else 0):
+                    self.problems.append(f"{process}: {what} grew from {first:.0f} to {last:.0f}")
+
+
+def soak(
+    *, minutes: float = 30, clients: int = 32, engine: Literal["batched", "generator", "routed"] = "batched"
+) -> None:
+    with TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        with quiet():
+            _build(work)
+        log = work / "log"
+        flags: tuple[Any, ...] = ("--dev", "--adapter-dir", str(work / "sources"), "--engine", engine)
+        with serving(work / "bundle", log, *flags) as server:
+            found = Soak(server, work / "sources", work / "peft")
+            asyncio.run(found.run(minutes * 60, clients))
+        print(dict(found.seen))
+        if "Traceback" in log.read_text():
+            found.problems.append("the log has a traceback")
+    for problem in found.problems[:50]:
+        print(problem, file=sys.stderr)
+    print(f"{len(found.problems)} problems")
+    sys.exit(bool(found.problems))
+
+
+def _build(work: Path) -> None:
+    from loraplex.build.assembly import build_bundle
+
+    checkpoint = make_checkpoint(work / "checkpoint", "llama")
+    adapters = {
+        name: make_adapter(checkpoint, work / "peft" / name, rank=rank, alpha=2 * rank, seed=rank)
+        for name, rank in SOURCES.items()
+    }
+    build_bundle(checkpoint, adapters, work / "bundle", name="tiny", precision="float32")
+    shutil.copytree(work / "bundle" / "adapters", work / "sources")
+
+
+if __name__ == "__main__":
+    run(soak)
