@@ -2,8 +2,23 @@
 # docker build -t loraplex --build-arg EXTRA=cuda --build-arg BASE=nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04 .
 # docker run -p 8000:8000 -v /path/to/bundle:/bundle:ro loraplex serve /bundle
 ARG BASE=python:3.12-slim
-FROM ${BASE}
 ARG EXTRA=cpu
+
+# The LoRA operator of the routed engine, for every GPU from A100 and RTX 30 on. Of these stages one is built.
+FROM python:3.12-slim AS operator-cpu
+RUN mkdir /operator
+
+FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS operator-cuda
+COPY server/engine/kernels /kernels
+RUN mkdir /operator && nvcc -O3 -std=c++17 -shared -Xcompiler=-fPIC,-fvisibility=hidden \
+    -gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_86,code=sm_86 -gencode=arch=compute_89,code=sm_89 \
+    -gencode=arch=compute_90,code=sm_90 -gencode=arch=compute_100,code=sm_100 -gencode=arch=compute_120,code=sm_120 \
+    -gencode=arch=compute_120,code=compute_120 -o /operator/liblora.so /kernels/lora.cu
+
+FROM operator-${EXTRA} AS operator
+
+FROM ${BASE}
+ARG EXTRA
 
 # The CUDA images come without Python.
 RUN command -v python3 >/dev/null || \
@@ -17,7 +32,10 @@ COPY server server
 COPY build build
 COPY bench bench
 COPY adapters adapters
-RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRA}]" && rm -rf /src/*
+COPY --from=operator /operator /operator
+RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRA}]" && rm -rf /src/* && cd / && \
+    find /operator -name '*.so' -exec cp {} \
+    "$(python3 -c 'from loraplex.server.engine.lora_operator import SOURCES; print(SOURCES)')" \;
 
 WORKDIR /
 RUN useradd --system --no-create-home loraplex

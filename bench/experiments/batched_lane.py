@@ -1,6 +1,6 @@
 """Tokens per second of the batched lane and the generator lane side by side, in one process, without HTTP.
 
-    python bench/experiments/batched_lane.py BUNDLE [--threads 2] [--rounds 5] [--prompt 64] [--answer 48] [--cpu-time]
+    python -m loraplex.bench.experiments.batched_lane BUNDLE [--threads 2] [--rounds 5] [--cpu-time]
 
 Random adapters of rank 16 on every projection are made for the bundle's base. The cases of a round run one after the
 other, each on both lanes; printed are medians over the rounds, and their ratios. On a machine with busy neighbours,
@@ -24,6 +24,7 @@ from loraplex.server.bundle import AdapterManifest, Base, Bundle, sha256
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.generator import GeneratorLane
 from loraplex.server.engine.lane import Lane
+from loraplex.server.engine.linear_operator import find_linear_operator, user_cache
 from loraplex.server.engine.messages import Sampling, Submit
 
 Clock = Callable[[], float]
@@ -88,7 +89,9 @@ def lanes(bundle: Bundle, threads: int) -> Iterator[dict[str, Lane]]:
     folder, base = bundle.variant("generator"), bundle.manifest.base
     both: dict[str, Lane] = {
         "generator": GeneratorLane(folder, device="cpu", threads=threads, prefill_chunk=0),
-        "batched": BatchedLane(folder, threads=threads, prefill_chunk=0),
+        "batched": BatchedLane(
+            folder, threads=threads, prefill_chunk=0, operator=lambda: find_linear_operator(user_cache())
+        ),
     }
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(8):

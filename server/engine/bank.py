@@ -48,6 +48,15 @@ class AdapterWeights:
         return a, b
 
 
+def is_adapter(file: Path) -> bool:
+    """Whether a file can be read as an adapter."""
+    try:
+        AdapterWeights(file)
+    except (OSError, AdapterInvalid):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Merged:
     """One branch over all adapters.

@@ -28,6 +28,8 @@ class Linear:
     """A linear layer: its node and its projections in order, with their out_features."""
 
     node: onnx.NodeProto
+    inputs: int
+    """in_features."""
     projections: dict[str, int]
 
 
@@ -55,9 +57,10 @@ def find_linears(graph: onnx.GraphProto, decoder: Mapping[str, int]) -> list[Lin
             continue
         layer, block, name = match.groups()
         if node.op_type == "MatMul" and node.input[1] in weights:
-            columns = int(weights[node.input[1]].dims[-1])
+            rows, columns = weights[node.input[1]].dims
         elif node.op_type == "MatMulNBits":
-            columns = next(int(attribute.i) for attribute in node.attribute if attribute.name == "N")
+            sizes = {attribute.name: attribute.i for attribute in node.attribute}
+            rows, columns = sizes["K"], sizes["N"]
         else:
             raise BundleInvalid(f"{node.name} is a {node.op_type}, beside which no adapter can be linked")
         modules = PACKED.get(name, (name,))
@@ -65,7 +68,8 @@ def find_linears(graph: onnx.GraphProto, decoder: Mapping[str, int]) -> list[Lin
         if name == "qkv_proj":
             kv = decoder["num_key_value_heads"] * decoder["head_size"]
             widths = (columns - 2 * kv, kv, kv)
-        found.append(Linear(node, {f"{layer}.{block}.{m}": w for m, w in zip(modules, widths, strict=True)}))
+        projections = {f"{layer}.{block}.{module}": width for module, width in zip(modules, widths, strict=True)}
+        found.append(Linear(node, rows, projections))
     return found
 
 

@@ -120,6 +120,7 @@ class EngineClient:
         self._ready = asyncio.Event()
         self._streams: dict[int, Stream] = {}
         self._sequences = itertools.count(1)
+        self._kv_usage = 0.0
         self._adapters: dict[str, Path] = {}
         self._loading: dict[str, asyncio.Future[AdapterManifest]] = {}
         self._deaths: deque[float] = deque(maxlen=MAX_RESTARTS)
@@ -139,6 +140,14 @@ class EngineClient:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         await self._end_process()
         self.fail_everything(NotReady("the server is shutting down"))
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the KV cache in use, from 0 to 1; None where the lane does not tell."""
+        if self.started is None or self.started.kv_tokens is None:
+            return None
+        # A lane that has nothing to do says nothing.
+        return self._kv_usage if self._streams else 0.0
 
     @property
     def unsupported(self) -> frozenset[str]:
@@ -198,12 +207,16 @@ class EngineClient:
             if self._streams.pop(sequence, None) and not stream.ended and self.state == "ready":
                 self._send(Cancel(sequence))
 
+    def fail(self, stream: Stream, error: LoraplexError) -> None:
+        """End one sequence with an error, after the outputs that are there."""
+        if not stream.ended:
+            stream.fail(error)
+            self._send(Cancel(stream.submit.sequence))
+
     def fail_everything(self, error: LoraplexError) -> None:
         """End whatever waits for the engine, which goes on running."""
-        for sequence, stream in self._streams.items():
-            if not stream.ended:
-                stream.fail(error)
-                self._send(Cancel(sequence))
+        for stream in self._streams.values():
+            self.fail(stream, error)
         self._streams.clear()
         for loading in self._loading.values():
             if not loading.done():
@@ -232,6 +245,7 @@ class EngineClient:
             "loraplex.server.engine.process",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # a terminal's Ctrl-C is for the server, which ends this process
         )
         self._send(self._start)
         report = await self._receive()
@@ -319,7 +333,8 @@ class EngineClient:
 
     def _dispatch(self, report: Report) -> None:
         match report:
-            case Step(outputs):
+            case Step(outputs, kv_usage):
+                self._kv_usage = kv_usage or 0.0
                 for output in outputs:
                     if stream := self._streams.get(output.sequence):
                         stream.push(output)

@@ -1,94 +1,144 @@
 """Branches of the fused operator: one node instead of four, two kernel launches instead of five.
 
-The operator is `kernels/lora.cu`, compiled for the GPU at hand. It reads the weights of the adapters in use and nothing
-else, so its layout has a block for each adapter instead of one wide matrix for all. Where a layer of gate and up is
-followed by SiLU and their product, which are three launches more, the operator does that as well.
+The operator is `kernels/lora.cu`, compiled for the GPU at hand. It holds the adapters' weights itself, in slots that
+are written while the model stays loaded, so what is linked is room for adapters, not adapters. Where a layer of gate
+and up is followed by SiLU and their product, which are three launches more, the operator does that as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from loraplex.server.engine.bank import ALIGNMENT, AdapterWeights, Matrix
+from loraplex.server.engine.bank import ALIGNMENT, AdapterWeights
 from loraplex.server.engine.branches import Linear
 
 DOMAIN = "loraplex"
-MAX_ADAPTERS = 2048
-"""Slots travel as float16, which counts no further without gaps."""
+MAX_SLOTS = 2047
+"""Slots travel as float16, which counts to 2048 without gaps."""
 
 
-def fits(graph: onnx.GraphProto, dtype: np.dtype[np.generic]) -> bool:
+@dataclass(frozen=True)
+class Branch:
+    """Room beside one linear layer: for `ranks` ranks of each of its projections, given with their out_features."""
+
+    projections: dict[str, int]
+    inputs: int
+    ranks: int
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """A [modules * ranks, in_features] and B [ranks, out_features]."""
+        return (len(self.projections) * self.ranks, self.inputs), (self.ranks, sum(self.projections.values()))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Room for `slots` adapters in a graph. Projections that no branch names have none."""
+
+    slots: int
+    branches: tuple[Branch, ...]
+
+    @classmethod
+    def plan(cls, linears: Iterable[Linear], ranks: Mapping[str, int], slots: int) -> Layout:
+        """Room for adapters of up to these ranks by projection; layers with none of them get no branch."""
+        branches = (
+            Branch(linear.projections, linear.inputs, -(-rank // ALIGNMENT) * ALIGNMENT)
+            for linear in linears
+            if (rank := max(ranks.get(projection, 0) for projection in linear.projections))
+        )
+        return cls(slots, tuple(branches))
+
+    def holds(self, ranks: Mapping[str, int]) -> bool:
+        """Whether there is room for an adapter of these ranks by projection."""
+        room = {projection: branch.ranks for branch in self.branches for projection in branch.projections}
+        return all(rank <= room.get(projection, 0) for projection, rank in ranks.items())
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of one slot."""
+        return sum(2 * rows * columns for branch in self.branches for rows, columns in branch.shapes)
+
+    def pack(self, adapter: AdapterWeights, packed: npt.NDArray[np.float16]) -> None:
+        """Write an adapter as the operator takes it, A and B of one branch after the other, what is not its own zero.
+
+        `packed` has room for `slot_bytes`.
+        """
+        packed[:] = 0
+        start = 0
+        for branch in self.branches:
+            parts = []
+            for shape in branch.shapes:
+                parts.append(packed[start : start + shape[0] * shape[1]].reshape(shape))
+                start += shape[0] * shape[1]
+            down, up = parts
+            column = 0
+            for module, (projection, width) in enumerate(branch.projections.items()):
+                if pair := adapter.find(projection):
+                    a, b = pair
+                    rank = a.shape[1]
+                    down[module * branch.ranks : module * branch.ranks + rank] = a.T
+                    up[:rank, column : column + width] = b
+                column += width
+
+
+def largest_ranks(ranks: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The largest rank by projection."""
+    most: dict[str, int] = {}
+    for each in ranks:
+        for projection, rank in each.items():
+            most[projection] = max(rank, most.get(projection, 0))
+    return most
+
+
+def fits(graph: onnx.GraphProto) -> bool:
     """Whether the operator takes this graph: CUDA's paged layout [tokens, features] and float16."""
-    return dtype == np.float16 and any(node.op_type == "PagedAttention" for node in graph.node)
-
-
-def stack(projections: Mapping[str, int], adapters: Sequence[AdapterWeights]) -> tuple[Matrix, Matrix] | None:
-    """A [adapters, modules * ranks, in_features] and B [adapters, ranks, out_features] of one linear layer.
-
-    `ranks` is the largest of any adapter and module, rounded up to ALIGNMENT; what is beyond an adapter's own is zero.
-    None where no adapter touches the layer.
-    """
-    found = {
-        (index, module): pair
-        for index, adapter in enumerate(adapters)
-        for module, projection in enumerate(projections)
-        if (pair := adapter.find(projection))
-    }
-    if not found:
-        return None
-    ranks = -(-max(a.shape[1] for a, _ in found.values()) // ALIGNMENT) * ALIGNMENT
-    starts = np.cumsum([0, *projections.values()])
-    rows = next(iter(found.values()))[0].shape[0]
-    down = np.zeros((len(adapters), len(projections) * ranks, rows), np.float16)
-    up = np.zeros((len(adapters), ranks, int(starts[-1])), np.float16)
-    for (index, module), (a, b) in found.items():
-        rank = a.shape[1]
-        down[index, module * ranks : module * ranks + rank] = a.T
-        up[index, :rank, starts[module] : starts[module + 1]] = b
-    return down, up
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    paged = any(node.op_type == "PagedAttention" for node in graph.node)
+    return paged and types.get("past_key_values.0.key") == onnx.TensorProto.FLOAT16
 
 
 def add_branches(
-    model: onnx.ModelProto,
-    linears: Iterable[Linear],
-    adapters: Sequence[AdapterWeights],
-    slots: Callable[[str], str],
-    constant: Callable[[str, Matrix], str],
+    model: onnx.ModelProto, linears: Iterable[Linear], layout: Layout, slots: Callable[[str], str]
 ) -> None:
-    """Put a branch beside every linear layer that any adapter touches. Nodes are left unsorted.
+    """Put the branches of a layout beside their linear layers. Nodes are left unsorted.
 
-    `slots` gives the name of the slots for rows as in a tensor; `constant` stores a matrix and returns its name.
+    `slots` gives the name of the slots for rows as in a tensor.
     """
     graph = model.graph
+    nodes = {next(iter(linear.projections)): linear.node for linear in linears}
     orders: dict[str, list[str]] = {}
-    for linear in linears:
-        if (stacked := stack(linear.projections, adapters)) is None:
-            continue
-        name = "lora/" + next(iter(linear.projections))
-        source, output = linear.node.input[0], linear.node.output[0]
-        linear.node.output[0] = base = f"{output}/base"
+    for index, branch in enumerate(layout.branches):
+        first = next(iter(branch.projections))
+        node, name = nodes[first], f"lora/{first}"
+        source, output = node.input[0], node.output[0]
+        node.output[0] = base = f"{output}/base"
         slot = slots(source)
         if slot not in orders:
             orders[slot] = [f"{slot}/order", f"{slot}/sorted"]
             graph.node.append(helper.make_node("Order", [slot], orders[slot], f"{slot}/Order", domain=DOMAIN))
-        weights = [constant(f"{name}/{side}", matrix) for side, matrix in zip("AB", stacked, strict=True)]
         gate = _gate(graph, output)
         if gate:
             output = gate[-1].output[0]
-            for node in gate:
-                graph.node.remove(node)
+            for each in gate:
+                graph.node.remove(each)
         graph.node.append(
             helper.make_node(
                 "LoraGated" if gate else "Lora",
-                [source, base, *orders[slot], *weights],
+                [source, base, *orders[slot]],
                 [output, f"{name}/scratch"],
                 name,
                 domain=DOMAIN,
-                widths=list(linear.projections.values()),
+                widths=list(branch.projections.values()),
+                in_features=branch.inputs,
+                ranks=branch.ranks,
+                slots=layout.slots,
+                index=index,
             )
         )
     model.opset_import.append(helper.make_opsetid(DOMAIN, 1))

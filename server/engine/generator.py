@@ -74,6 +74,8 @@ class GeneratorLane:
 
     name = "generator"
     unsupported = frozenset((*_BATCHED_ONLY, "guide"))
+    kv_tokens = None
+    kv_usage = None
 
     def __init__(self, folder: Path, *, device: Device, threads: int, prefill_chunk: int) -> None:
         """Load the base; raises BundleInvalid with onnxruntime-genai's own reason."""

@@ -22,6 +22,14 @@ class Lane(Protocol):
     """Fields of Sampling, and "guide", that it cannot honour."""
 
     @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the KV cache has room for; None where that is not known."""
+
+    @property
+    def kv_usage(self) -> float | None:
+        """Share of the KV cache that running sequences hold or may still need; None where that is not known."""
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
 

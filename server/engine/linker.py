@@ -1,7 +1,7 @@
-"""The linker: a base and some adapters become one model folder that og.Engine runs as it is.
+"""The linker: a base with adapters, or with room for adapters, becomes a model folder that og.Engine runs as it is.
 
-The weights of the base are hard-linked, never rewritten; what is written is the graph and the bank of adapters.
-Folders are kept in a cache and named by what went into them, so linking the same set twice costs nothing.
+The weights of the base are hard-linked, never rewritten; what is written is the graph and, of stock operators, the bank
+of adapters. Folders are kept in a cache and named by what went into them, so linking the same twice costs nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,14 +24,17 @@ from loraplex.server.bundle import sha256
 from loraplex.server.engine import fused
 from loraplex.server.engine.bank import AdapterWeights, Matrix
 from loraplex.server.engine.branches import add_branches, find_linears, sort_nodes, strip_lora_inputs
-from loraplex.server.engine.routing import Routing
+from loraplex.server.engine.fused import Layout
+from loraplex.server.engine.routing import Routing, most_slots, tag
 from loraplex.server.errors import BundleInvalid
 
-VERSION = 1
+VERSION = 2
 """Counts the changes to what the linker writes, so that older folders of the cache are not taken for its own."""
 MODEL = "model.onnx"
 CONFIG = "genai_config.json"
 BANK = "bank.data"
+_LOCATION = re.compile(r"(\.\./[A-Za-z0-9_-][A-Za-z0-9._-]*/)?[A-Za-z0-9_-][A-Za-z0-9._-]*")
+"""A weight file of this folder or of one beside it."""
 _PAGE = 4096
 _INLINE = 1024
 """Constants of fewer bytes stay in the graph, where onnxruntime can read shapes and scalars."""
@@ -38,48 +42,78 @@ _INLINE = 1024
 
 @dataclass(frozen=True)
 class Linked:
-    """A routed model: its folder, and which adapter is in which slot, from 1 on."""
+    """A routed model: its folder, and what its slots, from 1 on, are for."""
 
     folder: Path
-    slots: dict[str, int]
     vocab_size: int
+    count: int
+    """Slots."""
+    slots: dict[str, int]
+    """The adapters that are part of the graph."""
+    layout: Layout | None = None
+    """Room for adapters, where the graph has the fused operator and `slots` is empty."""
 
     def tag(self, prompt: list[int], adapter: str | None) -> list[int]:
-        """The prompt with its first id turned into the adapter's tag; KeyError for an adapter that is not linked.
+        """The prompt for an adapter that is part of the graph, KeyError for any other.
 
         The ids must lie below `vocab_size`: anything above would be another sequence's way of choosing an adapter.
         """
-        if adapter is None:
-            return prompt
-        return [self.slots[adapter] * self.vocab_size + prompt[0], *prompt[1:]]
+        return tag(prompt, self.slots[adapter], self.vocab_size) if adapter is not None else prompt
 
 
-def link(base: Path, adapters: Mapping[str, Path], cache: Path, kernels: Path | None = None) -> Linked:
+def link(base: Path, adapters: Mapping[str, Path], cache: Path) -> Linked:
     """Link adapters (`.onnx_adapter` files by name, checked for this base) to the graph in the folder `base`.
 
     The base is a PagedAttention graph, or a GroupQueryAttention graph with or without LoRA inputs. Slots follow the
-    order of `adapters`. `kernels` is the library of the fused operator (see `fused`), which only float16 paged graphs
-    take; without it branches are made of stock operators. Raises BundleInvalid or AdapterInvalid, and OSError where
+    order of `adapters`; branches are made of stock operators. Raises BundleInvalid or AdapterInvalid, and OSError where
     the cache cannot be written.
     """
+    draft = _Draft(base)
     slots = {name: slot for slot, name in enumerate(adapters, 1)}
-    config: dict[str, Any] = json.loads((base / CONFIG).read_text("utf-8"))
-    vocabulary: int = config["model"]["vocab_size"]
-    if (len(slots) + 1) * vocabulary > 2**31:
-        raise BundleInvalid(f"{len(slots)} adapters of a vocabulary of {vocabulary} do not fit into 32-bit token ids")
-    folder = cache / _key(base, adapters, kernels)
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".link-", dir=cache))
-        try:
-            _write(base, [AdapterWeights(file) for file in adapters.values()], config, draft, kernels)
-            draft.rename(folder)
-        except BaseException as error:
-            shutil.rmtree(draft, ignore_errors=True)
-            # Another process may have been faster.
-            if not (isinstance(error, OSError) and folder.is_dir()):
-                raise
-    return Linked(folder, slots, vocabulary)
+
+    def add(target: Path) -> None:
+        weights = [AdapterWeights(file) for file in adapters.values()]
+        with (target / BANK).open("wb") as stream:
+            if not weights:
+                return
+            bank = _Bank(draft.graph, stream)
+            linears = find_linears(draft.graph, draft.decoder)
+            routing = Routing(draft.graph, draft.config, len(weights), bank.add)
+
+            def store(name: str, values: Matrix) -> str:
+                # An adapter file has one dtype, the variants of a base may differ: float32 on CPU, float16 on CUDA.
+                return bank.add(name, values.astype(routing.dtype, copy=False))
+
+            add_branches(draft.graph, linears, weights, routing.mask, store)
+
+    folder = draft.finish(cache, [sha256(file) for file in adapters.values()], add)
+    return Linked(folder, draft.vocab_size, len(slots), slots)
+
+
+def link_slots(base: Path, ranks: Mapping[str, int], count: int, cache: Path, operator: Path) -> Linked:
+    """Link room for `count` adapters of up to these ranks, by projection, to the paged float16 graph in `base`.
+
+    `operator` is the compiled operator of `fused`. Raises as `link` does.
+    """
+    draft = _Draft(base)
+    count = min(count, most_slots(draft.config), fused.MAX_SLOTS)
+    layout = Layout.plan(find_linears(draft.graph, draft.decoder), ranks, count)
+
+    def add(target: Path) -> None:
+        with (target / BANK).open("wb") as stream:
+            linears = find_linears(draft.graph, draft.decoder)
+            routing = Routing(draft.graph, draft.config, count, _Bank(draft.graph, stream).add)
+            fused.add_branches(draft.model, linears, layout, routing.slots)
+        share(operator, target / operator.name)
+        draft.decoder["session_options"]["custom_ops_library"] = operator.name
+
+    folder = draft.finish(cache, [repr(layout), sha256(operator)], add)
+    return Linked(folder, draft.vocab_size, count, {}, layout)
+
+
+def takes_operator(base: Path) -> bool:
+    """Whether the fused operator fits the graph in `base`."""
+    return fused.fits(onnx.load(base / MODEL, load_external_data=False).graph)
 
 
 def trim(cache: Path, *, keep: Path, count: int = 4) -> None:
@@ -89,47 +123,76 @@ def trim(cache: Path, *, keep: Path, count: int = 4) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _key(base: Path, adapters: Mapping[str, Path], kernels: Path | None) -> str:
-    """Digest of everything that goes into a linked folder; of the base's weights, their files' identity will do."""
-    digest = hashlib.sha256(f"{VERSION}".encode())
-    for file in sorted(base.iterdir()):
-        status = file.stat()
-        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    for path in (*adapters.values(), *([kernels] if kernels else [])):
-        digest.update(sha256(path).encode())
-    return digest.hexdigest()[:32]
+def take_locations(base: Path, graph: onnx.GraphProto) -> dict[str, Path]:
+    """The graph's weight files by name. Locations in the graph become bare names: linked folders have no subfolders.
+
+    A paged variant finds its weights in the folder of the generator variant beside it, a place that onnxruntime
+    itself refuses to read.
+    """
+    found: dict[str, Path] = {}
+    for tensor in graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key != "location":
+                continue
+            if not _LOCATION.fullmatch(entry.value):
+                raise BundleInvalid(f"{base / MODEL} takes weights from {entry.value}, which is not beside it")
+            file = base / entry.value
+            entry.value = file.name
+            if found.setdefault(file.name, file) != file:
+                raise BundleInvalid(f"{base / MODEL} takes weights from two files named {file.name}")
+    for file in found.values():
+        if not file.is_file():
+            raise BundleInvalid(f"{base / MODEL} takes weights from {file}, which is missing")
+    return found
 
 
-def _write(
-    base: Path, adapters: list[AdapterWeights], config: dict[str, Any], target: Path, kernels: Path | None
-) -> None:
-    model = onnx.load(base / MODEL, load_external_data=False)
-    graph = model.graph
-    strip_lora_inputs(graph)
-    _give_all_logits(graph)
-    with (target / BANK).open("wb") as stream:
-        if adapters:
-            bank = _Bank(graph, stream)
-            linears = find_linears(graph, config["model"]["decoder"])
-            routing = Routing(graph, config, len(adapters), bank.add)
-            dtype = routing.dtype
+class _Draft:
+    """A base's graph on its way to a folder of the cache."""
 
-            def store(name: str, values: Matrix) -> str:
-                # An adapter file has one dtype, the variants of a base may differ: float32 on CPU, float16 on CUDA.
-                return bank.add(name, values.astype(dtype, copy=False))
+    def __init__(self, base: Path) -> None:
+        self.config: dict[str, Any] = json.loads((base / CONFIG).read_text("utf-8"))
+        self.decoder: dict[str, Any] = self.config["model"]["decoder"]
+        self.vocab_size: int = self.config["model"]["vocab_size"]
+        self.model = onnx.load(base / MODEL, load_external_data=False)
+        self.graph = self.model.graph
+        weights = take_locations(base, self.graph)
+        self._files = {file.name: file for file in sorted(base.iterdir()) if file.is_file()} | weights
+        strip_lora_inputs(self.graph)
+        give_all_logits(self.graph)
 
-            if kernels and fused.fits(graph, dtype):
-                fused.add_branches(model, linears, adapters, routing.slots, store)
-                shutil.copy2(kernels, target / kernels.name)
-                config["model"]["decoder"]["session_options"]["custom_ops_library"] = kernels.name
-            else:
-                add_branches(graph, linears, adapters, routing.mask, store)
-    sort_nodes(graph)
-    onnx.save(model, target / MODEL)
-    (target / CONFIG).write_text(json.dumps(config, indent=4), "utf-8")
-    for file in base.iterdir():
-        if file.is_file() and file.name not in (MODEL, CONFIG):
-            _share(file, target / file.name)
+    def finish(self, cache: Path, content: Iterable[str], add: Callable[[Path], None]) -> Path:
+        """The folder for this base and `content`, which `add` adds to graph and config, beside files of its own."""
+        folder = cache / self._key(content)
+        if folder.is_dir():
+            os.utime(folder)
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        target = Path(tempfile.mkdtemp(prefix=".link-", dir=cache))
+        try:
+            add(target)
+            sort_nodes(self.graph)
+            onnx.save(self.model, target / MODEL)
+            (target / CONFIG).write_text(json.dumps(self.config, indent=4), "utf-8")
+            for name, file in self._files.items():
+                if name not in (MODEL, CONFIG):
+                    share(file, target / name)
+            target.rename(folder)
+        except BaseException as error:
+            shutil.rmtree(target, ignore_errors=True)
+            # Another process may have been faster.
+            if not (isinstance(error, OSError) and folder.is_dir()):
+                raise
+        return folder
+
+    def _key(self, content: Iterable[str]) -> str:
+        """Digest of everything that goes into a linked folder; of the base's weights, their files' identity will do."""
+        digest = hashlib.sha256(f"{VERSION}".encode())
+        for file in self._files.values():
+            status = file.stat()
+            digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for part in content:
+            digest.update(f"{part}\n".encode())
+        return digest.hexdigest()[:32]
 
 
 class _Bank:
@@ -155,7 +218,7 @@ class _Bank:
         return name
 
 
-def _give_all_logits(graph: onnx.GraphProto) -> None:
+def give_all_logits(graph: onnx.GraphProto) -> None:
     """Undo the pruning of a GroupQueryAttention graph's logits to the last position.
 
     The static engine reads the logits of every position, since the rows of its batch end at different ones. A paged
@@ -175,7 +238,7 @@ def _give_all_logits(graph: onnx.GraphProto) -> None:
             return
 
 
-def _share(file: Path, target: Path) -> None:
+def share(file: Path, target: Path) -> None:
     """A second name for a file; a copy where the file system does not give it one."""
     try:
         os.link(file.resolve(), target)

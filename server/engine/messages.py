@@ -87,6 +87,7 @@ class Start(Struct, tag=True, frozen=True):
     prefill_chunk: int
     """Prompt tokens at once; 0 leaves it to the lane."""
     telemetry: bool
+    log_level: str
     engine: Engine
     kv_bytes: int
     """Memory for keys and values; 0 leaves it to the lane."""
@@ -136,6 +137,8 @@ class Started(Struct, tag=True, frozen=True):
     """Fields of Sampling, and "guide", that the lane cannot honour."""
     max_running: int
     """Sequences that should run at the same time."""
+    kv_tokens: int | None = None
+    """Tokens that the KV cache has room for; None where that is not known."""
 
 
 class StartFailed(Struct, tag=True, frozen=True):
@@ -181,6 +184,8 @@ class Step(Struct, tag=True, frozen=True):
     """Everything one step of the engine produced, in one message."""
 
     outputs: list[Output]
+    kv_usage: float | None = None
+    """Share of the KV cache that running sequences hold or may still need; None where that is not known."""
 
 
 Command = Start | LoadAdapter | UnloadAdapter | Submit | Cancel

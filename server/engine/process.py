@@ -6,6 +6,7 @@ crash in native code must not take the API down. It ends when its standard input
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -19,7 +20,6 @@ from queue import Empty, SimpleQueue
 from msgspec import Struct
 
 from loraplex.server.bundle import AdapterManifest, Base
-from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import (
     HEADER,
     AdapterLoaded,
@@ -40,6 +40,8 @@ from loraplex.server.engine.messages import (
 )
 from loraplex.server.errors import AdapterInvalid, LoraplexError
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+"""That of the API process."""
 STOP_AFTER = 5.0
 """Seconds a step may still take after the parent is gone."""
 
@@ -102,6 +104,7 @@ def serve(border: Border) -> None:
             )
         )
         return
+    logging.basicConfig(level=start.log_level.upper(), format=LOG_FORMAT)
     if not start.telemetry:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
@@ -115,7 +118,8 @@ def serve(border: Border) -> None:
     except LoraplexError as error:
         border.send(StartFailed(error.message))
         return
-    border.send(Started(lane.name, lane.device, start.threads, versions, sorted(lane.unsupported), max_running(start, lane)))
+    unsupported, running = sorted(lane.unsupported), max_running(start, lane)
+    border.send(Started(lane.name, lane.device, start.threads, versions, unsupported, running, lane.kv_tokens))
     checks = ThreadPoolExecutor(1, "checks")
     while True:
         try:
@@ -123,7 +127,7 @@ def serve(border: Border) -> None:
         except Empty:
             outputs: list[Output] = lane.step()
             if outputs:
-                border.send(Step(outputs))
+                border.send(Step(outputs, lane.kv_usage))
             continue
         match command:
             case None:

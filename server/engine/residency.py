@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
+
+A = TypeVar("A")
 
 
-def choose(
-    known: Mapping[str, int], linked: Collection[str], wanted: Iterable[str], capacity: int
-) -> tuple[str, ...] | None:
-    """The adapters to link next, sorted; None where what is linked can stay.
+def choose(known: Mapping[A, int], linked: Collection[A], wanted: Iterable[A], capacity: int) -> tuple[A, ...] | None:
+    """The adapters to link next, in an order that goes by them alone; None where what is linked can stay.
 
     `known` maps every registered adapter to when it was last used, in any growing unit. `wanted` are those that
     requests wait for, longest first: they come first, so that none waits for more than as many swaps as it takes to
@@ -19,5 +20,5 @@ def choose(
     if not waiting and len(stay) >= min(capacity, len(known)):
         return None
     chosen = waiting[:capacity]
-    others = sorted(known.keys() - set(chosen), key=lambda name: (known[name], name in stay, name), reverse=True)
-    return tuple(sorted(chosen + others[: capacity - len(chosen)]))
+    others = sorted(known.keys() - set(chosen), key=lambda name: (known[name], name in stay), reverse=True)
+    return tuple(sorted(chosen + others[: capacity - len(chosen)], key=str))

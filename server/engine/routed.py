@@ -1,10 +1,12 @@
 """The routed lane: all sequences in one batch, whatever their adapters, on the stock og.Engine.
 
-The adapters are part of the graph (`linker`, `routing`), so a change of the set of adapters is a change of engines. The
-new model folder is linked by a thread while traffic goes on; its engine is then loaded beside the old one, takes every
-sequence from then on, and the old one runs dry and is freed. Loading happens between two steps and not in a thread,
-because CUDA forbids allocations anywhere in the process while a CUDA graph is being captured. Where memory does not
-hold two engines, the running sequences move over with what they have generated.
+The choice of an adapter is part of the graph (`linker`, `routing`). With the fused operator the graph has room for
+adapters, and one that a request waits for is copied into it between two steps. Without it adapters are part of the
+graph, and a change of their set is a change of engines: the new model folder is linked by a thread while traffic goes
+on; its engine is then loaded beside the old one, takes every sequence from then on, and the old one runs dry and is
+freed. So it is too where an adapter needs more room than the graph has. Loading happens between two steps and not in a
+thread, because CUDA forbids allocations anywhere in the process while a CUDA graph is being captured. Where memory does
+not hold two engines, the running sequences move over with what they have generated.
 """
 
 from __future__ import annotations
@@ -13,22 +15,37 @@ import itertools
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.bank import is_adapter
+from loraplex.server.engine.fused import Layout, largest_ranks
 from loraplex.server.engine.lane import Lane
-from loraplex.server.engine.linker import Linked, link, trim
+from loraplex.server.engine.linker import Linked, link, link_slots, takes_operator, trim
 from loraplex.server.engine.messages import Output, Submit
+from loraplex.server.engine.packing import Packer
 from loraplex.server.engine.residency import choose
-from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, RoutedEngine, Sequence
+from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, RoutedEngine, asked_of
+from loraplex.server.engine.routed_engine import Sequence as Running
+from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import BundleInvalid, LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
-KERNELS = Path(__file__).parent / "kernels" / "liblora.so"
 IDLE_WAIT = 0.02
 """Seconds a step waits for the linker where nothing runs."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A model folder in the making, with the adapters that are part of it, in the order of their slots."""
+
+    linked: Future[Linked]
+    adapters: tuple[Adapter, ...]
+    since: float
 
 
 class RoutedLane:
@@ -44,45 +61,56 @@ class RoutedLane:
         threads: int,
         cache: Path,
         options: EngineOptions | None = None,
-        max_linked: int = 32,
+        max_linked: int = 64,
         drain_seconds: float = 5.0,
-        kernels: Path = KERNELS,
-        fallback: Lane | None = None,
+        operator: Path | None = None,
+        ranks: Mapping[str, int] | None = None,
+        fallback: Callable[[], Lane | None] | None = None,
+        fallback_unsupported: frozenset[str] = frozenset(),
     ) -> None:
         """Load the base found in `folder`: a bundle's paged variant on "cuda", its generator variant on "cpu".
 
         `cache` takes linked folders and should lie on the file system of `folder`, so that weights can be hard-linked.
-        Of the adapters at most `max_linked` are in the graph at a time. While requests wait for an adapter that is
-        not, an old engine gets `drain_seconds` to run dry before its sequences move to the new one. `fallback` is a
-        lane over the same base that takes what this one cannot do, and requests for adapters that are not linked yet.
-        `kernels` is the compiled operator of `fused`, used on CUDA where the file exists.
+        Of the adapters at most `max_linked` are in the graph at a time. While requests wait for another engine, an old
+        one gets `drain_seconds` to run dry before its sequences move. `operator` is the compiled operator of `fused`;
+        `ranks`, by projection, is the room to make for adapters to come. `fallback` opens a lane over the same base
+        that takes what this one cannot do, but for `fallback_unsupported`, and requests that would wait for a relink;
+        it is called when that is first needed, and may find no room.
 
         Raises BundleInvalid.
         """
         self.device = device
-        self.unsupported = UNSUPPORTED & fallback.unsupported if fallback else UNSUPPORTED
+        self.kv_tokens = None
+        self.kv_usage = None  # the engine has no call that tells
+        self.unsupported = UNSUPPORTED & fallback_unsupported if fallback else UNSUPPORTED
+        self._fallback_unsupported = fallback_unsupported
         self._folder = folder
         self._cache = cache
         self._threads = threads
         self._options = options or EngineOptions()
         self._max_linked = max_linked
         self._drain_seconds = drain_seconds
-        self._fallback = fallback
-        self._files: dict[str, Path] = {}
-        self._used: dict[str, int] = {}
+        self._open_fallback = fallback
+        self._fallback: Lane | None = None
+        self._known: dict[str, Adapter] = {}
+        self._folders: dict[Adapter, tuple[Path, AdapterManifest]] = {}
+        self._used: dict[Adapter, int] = {}
         self._clock = itertools.count(1)
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: deque[Running] = deque()
         self._ended: list[Output] = []
-        self._kernels = kernels if device == "cuda" and kernels.is_file() else None
+        self._operator = operator if operator and device == "cuda" and takes_operator(folder) else None
+        self._outgrown: set[Adapter] = set()
+        self._packer = Packer()
         self._linker = ThreadPoolExecutor(1, thread_name_prefix="linker")
-        self._linking: Future[Linked] | None = None
-        self._linking_files: dict[str, Path] = {}
-        self._hopeless: tuple[str, ...] = ()
+        self._linking: Link | None = None
+        self._draining: RoutedEngine | None = None
+        self._hopeless: tuple[Adapter, ...] = ()
+        self._broken: set[Adapter] = set()
         try:
-            self._engine = self._load(link(folder, {}, cache), {})
+            linked = self._link_slots(dict(ranks or {})) if self._operator else link(folder, {}, cache)
+            self._engine = self._load(linked, ())
         except (OSError, RuntimeError) as error:
             raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
-        self._draining: RoutedEngine | None = None
         self._swapped = time.monotonic()
 
     @property
@@ -90,39 +118,59 @@ class RoutedLane:
         return bool(
             self._ended
             or self._engine.running
+            or self._engine.cold
+            or self._waiting
             or self._draining
             or self._linking
-            or self._next_set()
+            or self._next_link()
             or (self._fallback and self._fallback.busy)
         )
 
     @property
     def linked(self) -> set[str]:
         """The adapters whose requests start at once."""
-        return {name for name, file in self._engine.files.items() if self._files.get(name) == file}
+        return {name for name, adapter in self._known.items() if adapter in self._engine.slots}
+
+    @property
+    def layout(self) -> Layout | None:
+        """Room for adapters in the graph, where it has the fused operator."""
+        return self._engine.linked.layout
 
     def submit(self, request: Submit) -> None:
         if error := self._refusal(request):
-            self._ended.append(Output(request.sequence, [], error=error))
+            self._ended.append(Output(request.sequence, [], error=error, refused=True))
             return
-        if request.adapter is not None:
-            self._used[request.adapter] = next(self._clock)
-        cold = request.adapter is not None and request.adapter not in self.linked
-        if self._fallback and (cold or RoutedEngine.cannot(request)):
-            self._fallback.submit(request)
+        adapter = self._known[request.adapter] if request.adapter is not None else None
+        if adapter:
+            self._used[adapter] = next(self._clock)
+        unknown = asked_of(request, UNSUPPORTED)
+        cold = adapter is not None and self._operator is None and adapter not in self._engine.slots
+        able = not asked_of(request, self._fallback_unsupported)
+        if (unknown or cold) and able and (fallback := self._take_fallback()):
+            fallback.submit(request)
+        elif unknown:
+            problem = f"there is no memory for an engine that has {unknown}"
+            self._ended.append(Output(request.sequence, [], error=problem))
         else:
-            self._begin(Sequence(request))
+            self._begin(Running(request, adapter))
 
     def step(self) -> list[Output]:
         self._change_adapters()
         outputs, self._ended = self._ended, []
         for engine in (self._draining, self._engine):
-            if engine and engine.running:
+            if engine and engine.running and not engine.warming:
                 outputs += engine.run()
         if self._fallback and self._fallback.busy:
             outputs += self._fallback.step()
-        if not outputs and self._linking and not self._engine.running:
-            wait([self._linking], IDLE_WAIT)
+        if outputs or (self._engine.running and not self._engine.warming):
+            return outputs
+        if self._engine.cold and not (self._draining or self._waiting):
+            self._engine.warm_up()
+            if not self._engine.cold:
+                logger.info("CUDA graphs captured %.1f s after the engine was loaded", time.monotonic() - self._swapped)
+        else:
+            pending = [*self._packer.pending, *([self._linking.linked] if self._linking else ())]
+            wait(pending, IDLE_WAIT, "FIRST_COMPLETED")
         return outputs
 
     def cancel(self, sequence: int) -> None:
@@ -135,93 +183,169 @@ class RoutedLane:
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
         """Make a checked adapter available, or replace one: sequences that run go on with the one they began with."""
+        adapter = Adapter(name, folder / manifest.file, manifest.sha256, manifest.ranks)
+        self.unload_adapter(name)
         if self._fallback:
             self._fallback.load_adapter(name, folder, manifest)
-        self._files[name] = folder / manifest.file
-        self._used[name] = next(self._clock)
+        self._known[name] = adapter
+        self._folders[adapter] = folder, manifest
+        self._used[adapter] = next(self._clock)
         self._hopeless = ()
+        self._broken.discard(adapter)
+        if self._outgrows(adapter):
+            self._outgrown.add(adapter)
+        elif self._operator and self.layout:
+            self._packer.prepare(adapter, self.layout, self._engine.allocate)
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter: sequences that run go on, those that wait end with an error. Unknown ones are ignored."""
-        self._files.pop(name, None)
-        self._used.pop(name, None)
-        self._fail_waiting({name}, f"adapter {name!r} was unloaded")
+        """Forget an adapter: sequences that run or wait go on. Unknown ones are ignored."""
+        if (adapter := self._known.pop(name, None)) is None:
+            return
+        del self._folders[adapter]
+        self._packer.forget(adapter)
+        self._outgrown.discard(adapter)
+        if self._fallback:
+            self._fallback.unload_adapter(name)
+        if not any(waiting.adapter == adapter for waiting in self._waiting):
+            self._used.pop(adapter, None)
 
     def _refusal(self, request: Submit) -> str | None:
         """Why a request cannot run. og.Engine checks no ids, and one beyond the vocabulary would choose an adapter."""
-        if request.adapter is not None and request.adapter not in self._files:
+        if request.adapter is not None and request.adapter not in self._known:
             return f"there is no adapter {request.adapter!r}"
         if not request.prompt or not all(0 <= token < self._engine.linked.vocab_size for token in request.prompt):
-            return "the prompt is empty or has token ids out of range"
-        if not self._fallback and (unknown := RoutedEngine.cannot(request)):
+            return f"the prompt is empty or has token ids out of range: 0 .. {self._engine.linked.vocab_size - 1}"
+        if unknown := asked_of(request, self.unsupported):
             return f"the routed engine has no {unknown}"
         return None
 
-    def _begin(self, sequence: Sequence) -> None:
-        adapter = sequence.request.adapter
-        if adapter is not None and adapter not in self.linked:
+    def _take_fallback(self) -> Lane | None:
+        if self._fallback is None and self._open_fallback and (lane := self._open_fallback()):
+            for adapter, (folder, manifest) in self._folders.items():
+                lane.load_adapter(adapter.name, folder, manifest)
+            self._fallback = lane
+        return self._fallback
+
+    def _begin(self, sequence: Running) -> None:
+        if sequence.adapter is not None and not self._may_begin(sequence.adapter):
             self._waiting.append(sequence)
             return
         try:
             self._engine.begin(sequence)
         except RuntimeError as error:
-            self._ended.append(Output(sequence.request.sequence, [], error=str(error)))
+            self._ended.append(Output(sequence.request.sequence, [], error=str(error), refused=True))
 
-    def _next_set(self) -> tuple[str, ...] | None:
-        wanted = (sequence.request.adapter or "" for sequence in self._waiting)
-        names = choose(self._used, self.linked, wanted, self._max_linked)
+    def _may_begin(self, adapter: Adapter) -> bool:
+        """Whether it has a slot, and none of the adapters that wait is to have it."""
+        return adapter in self._engine.slots and adapter not in self._engine.slots.leaving
+
+    def _next_link(self) -> tuple[Adapter, ...] | None:
+        """The adapters for which another engine is needed; None where this one will do."""
+        if self._operator and not self._outgrown and not (self._waiting and self._engine.slots.worn_out):
+            return None
+        waiting = [sequence.adapter for sequence in self._waiting if sequence.adapter]
+        adapters = dict.fromkeys((*self._known.values(), *waiting))
+        known = {adapter: self._used[adapter] for adapter in adapters if adapter not in self._broken}
+        if self._operator:
+            names: tuple[Adapter, ...] | None = tuple(known)
+        else:
+            names = choose(known, self._engine.slots.adapters, waiting, self._max_linked)
         return names if names != self._hopeless else None
 
+    def _outgrows(self, adapter: Adapter) -> bool:
+        """Whether the graph has no room for an adapter, however many slots are free."""
+        return self._operator is not None and not (self.layout and self.layout.holds(adapter.ranks))
+
     def _change_adapters(self) -> None:
-        """Carry the change of adapters forward by what can be done now; one change at a time."""
+        """Carry the change of adapters forward by what can be done now."""
         if self._linking:
-            if self._linking.done():
+            if self._linking.linked.done():
                 self._swap(self._linking)
-            return
-        if self._draining:
+        elif self._draining:
             if not self._draining.running:
                 self._draining = None
                 trim(self._cache, keep=self._engine.linked.folder)
-            elif self._waiting and time.monotonic() - self._swapped > self._drain_seconds:
+            elif self._next_link() and time.monotonic() - self._swapped > self._drain_seconds:
                 self._move(self._draining.take_all())
-            return
-        if names := self._next_set():
-            self._linking_files = {name: self._files[name] for name in names}
-            self._linking = self._linker.submit(link, self._folder, self._linking_files, self._cache, self._kernels)
+        elif adapters := self._next_link():
+            since = time.monotonic()
+            if self._operator:
+                ranks = largest_ranks(adapter.ranks for adapter in adapters)
+                self._linking = Link(self._linker.submit(self._link_slots, ranks), adapters, since)
+            else:
+                files = {adapter.name: adapter.file for adapter in adapters}
+                self._linking = Link(self._linker.submit(link, self._folder, files, self._cache), adapters, since)
+        if self._operator and self._waiting:
+            self._write_waiting()
 
-    def _swap(self, linking: Future[Linked]) -> None:
+    def _write_waiting(self) -> None:
+        """Copy what requests wait for into the graph, those that waited longest first, and let these begin."""
+        engine, slots, layout = self._engine, self._engine.slots, self._engine.linked.layout
+        short = 0
+        for adapter in dict.fromkeys(sequence.adapter for sequence in self._waiting):
+            if adapter is None or adapter in slots or layout is None or not layout.holds(adapter.ranks):
+                continue
+            try:
+                packed = self._packer.get(adapter, layout, engine.allocate)
+                short += packed is not None and not engine.write(adapter, packed, self._used)
+            except (OSError, RuntimeError, LoraplexError) as error:
+                logger.error("adapter %s cannot be used: %s", adapter.name, error)
+                self._fail_waiting({adapter}, f"the adapter cannot be linked: {error}")
+        slots.promise(short, engine.busy_adapters(), self._used)
+        if any(sequence.adapter and self._may_begin(sequence.adapter) for sequence in self._waiting):
+            self._move(())
+
+    def _swap(self, link: Link) -> None:
         self._linking = None
         try:
-            linked = linking.result()
+            linked = link.linked.result()
         except (OSError, LoraplexError) as error:
-            # The same set would fail again; a change of the adapters makes it another one.
             logger.error("adapters cannot be linked: %s", error)
-            self._hopeless = tuple(sorted(self._linking_files))
-            self._fail_waiting(set(self._linking_files), f"the adapter cannot be linked: {error}")
+            broken = {adapter for adapter in link.adapters if not is_adapter(adapter.file)}
+            self._broken |= broken
+            if not broken:
+                # The same set would fail again; a change of the adapters makes it another one.
+                self._hopeless = link.adapters
+            self._fail_waiting(broken or set(link.adapters), f"the adapter cannot be linked: {error}")
             return
-        moving: list[Sequence] = []
+        since = time.monotonic()
+        moving: list[Running] = []
+        adapters = () if self._operator else link.adapters
         try:
-            engine = self._load(linked, self._linking_files)
+            engine = self._load(linked, adapters)
             self._draining = self._engine
+            self._draining.stop_warm_up()
         except RuntimeError as error:
             logger.warning("no room for a second engine, running sequences move: %s", error)
             moving = self._engine.take_all()
             del self._engine
-            engine = self._load(linked, self._linking_files)
+            engine = self._load(linked, adapters)
         self._engine = engine
+        self._outgrown = {adapter for adapter in self._outgrown if self._outgrows(adapter)}
         self._swapped = time.monotonic()
+        logger.info(
+            "%d adapters linked in %.2f s, engine loaded in %.2f s",
+            len(link.adapters),
+            since - link.since,
+            self._swapped - since,
+        )
         self._move(moving)
 
-    def _move(self, sequences: list[Sequence]) -> None:
+    def _move(self, sequences: Sequence[Running]) -> None:
         """Begin or go on with these sequences and those that wait, or let them wait."""
         waiting, self._waiting = self._waiting, deque()
         for sequence in (*sequences, *waiting):
             self._begin(sequence)
 
-    def _fail_waiting(self, adapters: set[str], error: str) -> None:
-        failing = [sequence for sequence in self._waiting if sequence.request.adapter in adapters]
+    def _fail_waiting(self, adapters: set[Adapter], error: str) -> None:
+        failing = [sequence for sequence in self._waiting if sequence.adapter in adapters]
         self._ended += [Output(sequence.request.sequence, [], error=error) for sequence in failing]
-        self._waiting = deque(sequence for sequence in self._waiting if sequence.request.adapter not in adapters)
+        self._waiting = deque(sequence for sequence in self._waiting if sequence.adapter not in adapters)
 
-    def _load(self, linked: Linked, files: dict[str, Path]) -> RoutedEngine:
-        return RoutedEngine(linked, files, self.device, self._threads, self._options)
+    def _link_slots(self, ranks: dict[str, int]) -> Linked:
+        if not ranks or self._operator is None:
+            return link(self._folder, {}, self._cache)
+        return link_slots(self._folder, ranks, self._max_linked, self._cache, self._operator)
+
+    def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
+        return RoutedEngine(linked, adapters, self.device, self._threads, self._options)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime_genai as og
 
 from loraplex.server.engine.linker import CONFIG, Linked
+from loraplex.server.engine.lora_operator import Bank
 from loraplex.server.engine.messages import Finish, Output, Sampling, Submit
+from loraplex.server.engine.routing import tag
+from loraplex.server.engine.slots import Adapter, Slots
+from loraplex.server.engine.warmup import WarmUp
 
 _TOKEN = og.EngineEventFlags.TOKEN.value
 _FAILED = og.EngineEventFlags.FAILED.value
@@ -21,6 +27,8 @@ _GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_gram
 UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"))
 """Fields of Sampling that og.Engine has no option for."""
 _PLAIN = Sampling()
+BLOCK = 256
+"""Tokens to a block of the KV cache."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,8 @@ class EngineOptions:
 
     max_batch_size: int = 64
     """Sequences in one step, at most 256; more wait inside the engine."""
-    kv_blocks: int | None = None
-    """KV blocks of 256 tokens; None gives the cache `kv_memory` of the GPU memory that is free when it is made."""
+    kv_bytes: int = 0
+    """Memory for keys and values; 0 takes `kv_memory` of the GPU memory that is free when the cache is made."""
     kv_memory: float = 0.4
     """Under half, so that a second engine finds room beside the first while adapters are swapped."""
     prefix_cache: bool = True
@@ -41,11 +49,25 @@ class EngineOptions:
     """More session options of onnxruntime."""
 
 
+def _dynamic_batching(options: EngineOptions, decoder: Mapping[str, int]) -> dict[str, float | bool]:
+    # Two float16 numbers for each KV head and dimension in each layer, the routing layer included.
+    block = 2 * 2 * BLOCK * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"]
+    kv = {"num_blocks": max(1, options.kv_bytes // block)} if options.kv_bytes else {}
+    return {
+        "max_batch_size": options.max_batch_size,
+        "max_scheduled_tokens": options.max_scheduled_tokens,
+        "prefix_caching": options.prefix_cache,
+        **(kv or {"gpu_utilization_factor": options.kv_memory}),
+    }
+
+
 @dataclass
 class Sequence:
     """A sequence and what it has generated so far, from which it can go on in another engine."""
 
     request: Submit
+    adapter: Adapter | None
+    """The one that had the request's name when it came."""
     tokens: list[int] = field(default_factory=list)
 
 
@@ -53,16 +75,19 @@ class RoutedEngine:
     """Owned by one thread."""
 
     def __init__(
-        self, linked: Linked, files: Mapping[str, Path], device: str, threads: int, options: EngineOptions
+        self, linked: Linked, adapters: Sequence_[Adapter], device: str, threads: int, options: EngineOptions
     ) -> None:
         """Load the model; raises RuntimeError with onnxruntime-genai's own reason, out of memory for one.
 
-        `files` are the adapter files that were linked, by name.
+        `adapters` are those that were linked, in the order of their slots.
         """
         self.linked = linked
-        self.files = dict(files)
+        self.slots = Slots(linked.count, linked.vocab_size)
+        for adapter in adapters:
+            self.slots.take(adapter, (), {})
         self.running: dict[int, Sequence] = {}
         settings = json.loads((linked.folder / CONFIG).read_text("utf-8"))
+        decoder = settings["model"]["decoder"]
         end = settings["model"]["eos_token_id"]
         self._end_token: int = end if isinstance(end, int) else end[0]
         self._dynamic = device == "cuda"
@@ -72,37 +97,81 @@ class RoutedEngine:
         if device == "cuda":
             config.append_provider("cuda")
             config.set_provider_option("cuda", "enable_cuda_graph", "1" if options.cuda_graphs else "0")
-            blocks: dict[str, float] = (
-                {"gpu_utilization_factor": options.kv_memory}
-                if options.kv_blocks is None
-                else {"num_blocks": options.kv_blocks}
-            )
-            batching = {
-                "dynamic_batching": {
-                    "max_batch_size": options.max_batch_size,
-                    "max_scheduled_tokens": options.max_scheduled_tokens,
-                    "prefix_caching": options.prefix_cache,
-                    **blocks,
-                }
-            }
+            batching = {"dynamic_batching": _dynamic_batching(options, decoder)}
         else:
             batching = {"static_batching": {"max_batch_size": options.max_batch_size}}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}, "engine": batching}))
         self._engine = og.Engine(og.Model(config))
+        self._bank: Bank | None = None
+        if linked.layout is not None and linked.layout.branches:
+            self._bank = Bank(linked.folder / decoder["session_options"]["custom_ops_library"])
+        self._warm_up: WarmUp | None = None
+        if device == "cuda" and options.cuda_graphs:
+            self._warm_up = WarmUp(options.max_batch_size, BLOCK, settings["model"]["context_length"])
         self._buffer = self._engine.create_event_buffer(4 * options.max_batch_size)
         self._handles: dict[int, Any] = {}
         self._ids: dict[Any, int] = {}
 
-    @staticmethod
-    def cannot(request: Submit) -> str | None:
-        """The first thing asked for that og.Engine does not do; None where it can do all."""
-        asked = request.sampling
-        return next((name for name in sorted(UNSUPPORTED) if getattr(asked, name) != getattr(_PLAIN, name)), None)
+    def write(self, adapter: Adapter, packed: npt.NDArray[np.float16], used: Mapping[Adapter, int]) -> bool:
+        """Give a slot to an adapter, packed by the layout of `linked`; False where running sequences use all of them.
+
+        Raises RuntimeError where the weights cannot be copied.
+        """
+        if (slot := self.slots.take(adapter, self.busy_adapters(), used)) is None:
+            return False
+        if self._bank:
+            try:
+                self._bank.write(slot, packed)
+            except RuntimeError:
+                self.slots.leave(adapter)
+                raise
+        return True
+
+    def allocate(self) -> npt.NDArray[np.float16]:
+        """Host memory to pack an adapter in for `write`, from the engine's own thread."""
+        assert self._bank is not None
+        return self._bank.allocate()
+
+    def busy_adapters(self) -> Counter[Adapter]:
+        """The adapters of running sequences, with how many each has."""
+        return Counter(sequence.adapter for sequence in self.running.values() if sequence.adapter)
 
     def begin(self, sequence: Sequence) -> None:
-        """Run a sequence, from its prompt and what it has generated. Raises RuntimeError for options out of range."""
+        """Run a sequence, from its prompt and what it has generated; its adapter has a slot. Ends a warm-up.
+
+        Raises RuntimeError for options out of range.
+        """
+        self.stop_warm_up()
+        self._begin(sequence)
+
+    @property
+    def cold(self) -> bool:
+        """Whether there are CUDA graphs to capture."""
+        return self._warm_up is not None and not self._warm_up.done
+
+    @property
+    def warming(self) -> bool:
+        """Whether what runs is a warm-up."""
+        return any(number < 0 for number in self.running)
+
+    def warm_up(self) -> None:
+        """One step of capturing CUDA graphs, while nothing else runs."""
+        assert self._warm_up is not None
+        if not self.running:
+            for request in self._warm_up.begin():
+                self._begin(Sequence(request, None))
+        self.run()
+
+    def stop_warm_up(self) -> None:
+        """Drop the sequences of a warm-up."""
+        for number in [number for number in self.running if number < 0]:
+            self.close(number)
+
+    def _begin(self, sequence: Sequence) -> None:
         request, done = sequence.request, len(sequence.tokens)
-        prompt = self.linked.tag([*request.prompt, *sequence.tokens], request.adapter)
+        prompt = [*request.prompt, *sequence.tokens]
+        if sequence.adapter:
+            prompt = tag(prompt, self.slots.number(sequence.adapter), self.linked.vocab_size)
         limits = og.RequestOptions()
         limits.set_max_session_tokens(len(request.prompt) + request.max_tokens)
         handle = self._engine.create_request(options=limits)
@@ -137,8 +206,12 @@ class RoutedEngine:
                 ends[number] = Output(number, gained, finish, cached=event.usage.cached_prompt_tokens)
         for number in ends:
             self.close(number)
+            if number < 0 and self._warm_up:
+                self._warm_up.end()
         return [
-            ends.get(number) or Output(number, gained) for number, gained in tokens.items() if number in ends or gained
+            ends.get(number) or Output(number, gained)
+            for number, gained in tokens.items()
+            if number >= 0 and (number in ends or gained)
         ]
 
     def close(self, number: int) -> Sequence | None:
@@ -151,6 +224,7 @@ class RoutedEngine:
 
     def take_all(self) -> list[Sequence]:
         """Drop all sequences and return them, oldest first."""
+        self.stop_warm_up()
         return [sequence for number in list(self.running) if (sequence := self.close(number))]
 
     def _turn(self, handle: Any, request: Submit, done: int) -> Any:
@@ -180,3 +254,11 @@ class RoutedEngine:
     def _stops(sequence: Sequence, token: int) -> bool:
         sampling = sequence.request.sampling
         return token in sampling.stop_tokens and len(sequence.tokens) > sampling.min_tokens
+
+
+def asked_of(request: Submit, fields: frozenset[str]) -> str | None:
+    """The first of these fields of Sampling, or "guide", that a request sets; None where it sets none."""
+    if "guide" in fields and request.guide is not None:
+        return "guide"
+    asked = request.sampling
+    return next((name for name in sorted(fields - {"guide"}) if getattr(asked, name) != getattr(_PLAIN, name)), None)

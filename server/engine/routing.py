@@ -2,10 +2,11 @@
 
 The stock og.Engine knows nothing of adapters, so the choice travels in the only things it does know.
 
-- The first id of a prompt is a *tag*: `(slot) * vocabulary + token`. Slot 0 is the base, so that plain ids stay what
-  they are; the graph takes slot and token apart again before the embedding. Logits keep their width, so no tag can be
-  sampled, and the engine's penalties skip ids beyond the logits (`ApplyRepetitionPenaltyToLogits` of onnxruntime-genai
-  and its CUDA kernel compare before they write). The prefix cache goes by ids and is thus separate per adapter.
+- The first id of a prompt is a *tag*: `number * vocabulary + token`, where `number % (slots + 1)` is the slot. Slot 0
+  is the base, so that plain ids stay what they are; the graph takes slot and token apart again before the embedding.
+  Logits keep their width, so no tag can be sampled, and the engine's penalties skip ids beyond the logits
+  (`ApplyRepetitionPenaltyToLogits` of onnxruntime-genai and its CUDA kernel compare before they write). The prefix
+  cache goes by ids and is thus separate per adapter; an adapter that takes over another's slot gets other numbers.
 - One more attention layer, with a KV cache of its own, carries the slot along: the tagged token has a large key and
   the one-hot code of its slot as value, every other token has zeros. Attention from any later token of the sequence
   thus returns the code, in prefill, chunked prefill and decode alike; without a tag it returns zeros, the base.
@@ -14,7 +15,7 @@ The stock og.Engine knows nothing of adapters, so the choice travels in the only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,25 @@ from onnx import helper
 from loraplex.server.engine.bank import NOBODY, Matrix
 from loraplex.server.errors import BundleInvalid
 
+MOST_IDS = 2**31
+"""Token ids are 32-bit integers, which bounds the tags."""
 ROUTE_LOGIT = 40.0
 """Attention score of the tagged token. All others score 0, so together they weigh under 1e-12 at any context length."""
 _ATTENTION = ("GroupQueryAttention", "PagedAttention")
 _SEQUENCE_INPUTS = {"GroupQueryAttention": (5, 6), "PagedAttention": (5, 6, 7, 16)}
 """The inputs of an attention node that say which rows belong together; the others concern RoPE, bias, norms, scales."""
+
+
+def tag(prompt: Sequence[int], number: int, vocabulary: int) -> list[int]:
+    """The prompt with its first id turned into a tag. The ids must lie below `vocabulary`."""
+    return [number * vocabulary + prompt[0], *prompt[1:]]
+
+
+def most_slots(config: Mapping[str, Any]) -> int:
+    """How many adapters a graph can tell apart, by its parsed genai_config.json."""
+    decoder = config["model"]["decoder"]
+    width = int(decoder["num_key_value_heads"] * decoder["head_size"])
+    return min(width, MOST_IDS // int(config["model"]["vocab_size"]) - 1)
 
 
 class Routing:
@@ -44,8 +59,8 @@ class Routing:
         self._heads: int = decoder["num_attention_heads"] // decoder["num_key_value_heads"]
         self._head_size: int = decoder["head_size"]
         self._width: int = decoder["num_key_value_heads"] * self._head_size
-        if count > self._width:
-            raise BundleInvalid(f"this base routes at most {self._width} adapters, {count} were to be linked")
+        if count > most_slots(config):
+            raise BundleInvalid(f"this base routes at most {most_slots(config)} adapters, {count} were to be linked")
         self.dtype: np.dtype[Any] = next(
             helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             for value in graph.input
@@ -56,7 +71,7 @@ class Routing:
         self._slots = ""
         self._selections: set[str] = set()
         self._selected_rows = _selected_rows(graph)
-        self._read_tags(config["model"]["vocab_size"])
+        self._read_tags(config["model"]["vocab_size"], count + 1)
         self._attend(decoder, count)
 
     def mask(self, owners: tuple[int, ...], source: str) -> str:
@@ -98,15 +113,19 @@ class Routing:
         name = f"route/mask_{len(self._masks)}"
         return self._node("MatMul", ["route/code", self._constant(f"{name}/columns", columns)], name)
 
-    def _read_tags(self, vocabulary: int) -> None:
-        size = self._constant("route/vocabulary", np.array(vocabulary, np.int64))
-        slot = self._node("Div", ["input_ids", size], "route/slot")
-        first = self._node("Mul", [slot, size], "route/first")
-        token = helper.make_node("Sub", ["input_ids", first], ["route/token"], "route/token")
-        for node in self._graph.node:
-            if not node.name.startswith("route/"):
-                node.input[:] = ["route/token" if name == "input_ids" else name for name in node.input]
-        self._graph.node.append(token)
+    def _read_tags(self, vocabulary: int, slots: int) -> None:
+        readers = [node for node in self._graph.node if "input_ids" in node.input]
+        number, token = self._divide("input_ids", vocabulary, "route/token")
+        self._divide(number, slots, "route/slot")
+        for node in readers:
+            node.input[:] = [token if name == "input_ids" else name for name in node.input]
+
+    def _divide(self, dividend: str, divisor: int, remainder: str) -> tuple[str, str]:
+        """Names of quotient and remainder; the latter is given."""
+        size = self._constant(f"{remainder}/divisor", np.array(divisor, np.int64))
+        quotient = self._node("Div", [dividend, size], f"{remainder}/quotient")
+        whole = self._node("Mul", [quotient, size], f"{remainder}/whole")
+        return quotient, self._node("Sub", [dividend, whole], remainder)
 
     def _attend(self, decoder: dict[str, Any], count: int) -> None:
         model = next((node for node in self._graph.node if node.op_type in _ATTENTION), None)

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraplex.server.bundle import sha256
-from loraplex.server.engine import fused
 from loraplex.server.engine.bank import NOBODY, merge
+from loraplex.server.engine.branches import Linear
+from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.linker import CONFIG, MODEL, Linked, link, trim
+from loraplex.server.engine.routing import tag
 from tests.build.generation import Runner
 from tests.checkpoints import Family, reference_logits
 from tests.engine.lanes import Model
@@ -113,6 +115,15 @@ def test_tags_keep_adapters_apart(llama: Model, linked: Linked) -> None:
     assert logits.type.tensor_type.shape.dim[-1].dim_value == size, "a tag could be sampled"
 
 
+def test_a_slot_goes_by_any_of_its_numbers(llama: Model, linked: Linked) -> None:
+    """Slots that change hands get new numbers, which mean the same to the graph."""
+    runner, size = Runner(linked.folder), llama.bundle.manifest.base.vocab_size
+    for name in (None, *llama.peft):
+        number = linked.slots[name] if name else 0
+        later = tag(PROMPT, number + 5 * (linked.count + 1), size)
+        np.testing.assert_array_equal(runner.logits(later), runner.logits(linked.tag(PROMPT, name)))
+
+
 def test_every_first_token_keeps_its_meaning(llama: Model, linked: Linked) -> None:
     runner = Runner(linked.folder)
     for first in (8, 77, 159):
@@ -142,33 +153,32 @@ class Weights:
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_merged_and_stacked_weights_compute_the_same(data: st.DataObject) -> None:
+def test_merged_and_packed_weights_compute_the_same(data: st.DataObject) -> None:
     """Both layouts against the definition, for any ranks, targets and widths."""
     names = ["0.attn.q_proj", "0.attn.k_proj", "0.attn.v_proj"][: data.draw(st.integers(1, 3))]
     widths = {name: 8 * data.draw(st.integers(1, 3)) for name in names}
+    ranks = [
+        {name: data.draw(st.integers(1, 9)) for name in names if data.draw(st.booleans())}
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
     adapters = [
-        Weights(
-            {name: data.draw(st.integers(1, 9)) for name in names if data.draw(st.booleans())},
-            widths,
-            rows=16,
-            shared=data.draw(st.booleans()),
-            seed=seed,
-        )
-        for seed in range(data.draw(st.integers(1, 3)))
+        Weights(each, widths, rows=16, shared=data.draw(st.booleans()), seed=seed) for seed, each in enumerate(ranks)
     ]
     x = np.random.default_rng(9).standard_normal(16).astype(np.float32)
     merged = merge([widths], adapters)  # type: ignore[arg-type]
-    stacked = fused.stack(widths, adapters)  # type: ignore[arg-type]
+    most = {name: max(each.get(name, 0) for each in ranks) for name in names}
+    layout = Layout.plan([Linear(onnx.NodeProto(), 16, widths)], most, slots=4)
+    assert all(layout.holds(each) for each in ranks)
     if not any(adapter.pairs for adapter in adapters):
         assert merged is None
-        assert stacked is None
+        assert layout.branches == ()
         return
     assert merged is not None
-    assert stacked is not None
-    down, up = stacked
-    ranks = up.shape[1]
+    (branch,) = layout.branches
+    assert branch.ranks % 8 == 0
+    assert not layout.holds({names[0]: branch.ranks + 1})
+    assert not layout.holds({"1.attn.q_proj": 1})
     assert merged.down.shape[1] % 8 == 0
-    assert ranks % 8 == 0
     assert all(owner == NOBODY for owner in merged.owners[sum(o != NOBODY for o in merged.owners) :])
     for index, adapter in enumerate(adapters):
         expected = np.concatenate(
@@ -180,7 +190,11 @@ def test_merged_and_stacked_weights_compute_the_same(data: st.DataObject) -> Non
         mask = np.array([owner == index for owner in merged.owners])
         assert merged.ups[0] is not None
         np.testing.assert_allclose((x @ merged.down * mask) @ merged.ups[0], expected, atol=1e-3)
-        low = (down[index].astype(np.float32) @ x).reshape(len(names), ranks)
-        parts = np.split(up[index].astype(np.float32), np.cumsum(list(widths.values()))[:-1], axis=1)
+        memory = np.ones(layout.slot_bytes // 2, np.float16)
+        layout.pack(adapter, memory)  # type: ignore[arg-type]
+        packed = memory.astype(np.float32)
+        (rows, columns), up_shape = branch.shapes
+        low = (packed[: rows * columns].reshape(rows, columns) @ x).reshape(len(names), branch.ranks)
+        parts = np.split(packed[rows * columns :].reshape(up_shape), np.cumsum(list(widths.values()))[:-1], axis=1)
         found = np.concatenate([low[module] @ part for module, part in enumerate(parts)])
         np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max() + 0.05)

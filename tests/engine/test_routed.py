@@ -14,8 +14,9 @@ from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import EngineOptions
+from loraplex.server.engine.slots import Adapter, Slots
 from tests.checkpoints import Family
-from tests.engine.lanes import GREEDY, Answer, Model, ask, generator, run
+from tests.engine.lanes import GREEDY, Answer, Model, ask, batched, generator, run
 
 ADAPTERS = (None, "four", "nine", "some")
 PROMPTS: list[tuple[int, ...]] = [
@@ -138,14 +139,19 @@ def test_cancel_and_unload(llama: Model, cache: Path) -> None:
 
 
 def test_unloaded_while_it_is_waited_for(llama: Model, cache: Path) -> None:
+    """Who asked in time is answered."""
     lane = routed(llama, cache, "four", max_linked=1)
     run(lane, requests(("four",)))
     load(lane, llama, "nine")
-    lane.submit(requests(("nine",))[0])
+    asked = requests(("nine",))
+    lane.submit(asked[0])
     lane.unload_adapter("nine")
-    outputs = [output for _ in range(3) for output in lane.step()]
-    assert [output.error for output in outputs] == ["adapter 'nine' was unloaded"]
-    assert not lane.busy
+    answers = {0: Answer()}
+    while lane.busy:
+        for output in lane.step():
+            answers[0].add(output)
+    check(llama, answers, asked)
+    assert ask(lane, PROMPTS[0], "nine").error == "there is no adapter 'nine'"
 
 
 def test_replaced_adapter(llama: Model, cache: Path) -> None:
@@ -209,10 +215,9 @@ def test_repetition_penalty_is_that_of_the_generator_lane(llama: Model, cache: P
 
 
 def test_fallback_takes_what_is_cold_or_beyond_the_engine(llama: Model, cache: Path) -> None:
-    from loraplex.server.engine.generator import GeneratorLane
-
-    other = GeneratorLane(llama.bundle.variant("generator"), device="cpu", threads=1, prefill_chunk=8)
-    lane = routed(llama, cache, fallback=other)
+    other = batched(llama)
+    lane = routed(llama, cache, fallback=lambda: other)
+    assert not lane.unsupported
     asked = requests()
     for request in asked:
         lane.submit(request)
@@ -225,8 +230,62 @@ def test_fallback_takes_what_is_cold_or_beyond_the_engine(llama: Model, cache: P
     for request in asked:
         lane.submit(request)
     assert not other.busy
-    lane.submit(Submit(9, None, [0, 9], 4, Sampling(temperature=0, min_p=0.5)))
-    assert other.busy or any("min_p" in (output.error or "") for output in other.step())
+    while lane.busy:
+        lane.step()
+    answer = ask(lane, PROMPTS[0], "nine", 4, sampling=Sampling(temperature=0, logprobs=2))
+    assert [len(each.top) for each in answer.logprobs] == [2] * 4
+    assert answer.tokens == llama.expected("nine", PROMPTS[0], COUNT)[:4]
+
+
+def test_no_memory_for_a_fallback(llama: Model, cache: Path) -> None:
+    lane = routed(llama, cache, fallback=lambda: None)
+    answer = ask(lane, PROMPTS[0], "nine", 4, sampling=Sampling(temperature=0, logprobs=2))
+    assert answer.error == "there is no memory for an engine that has logprobs"
+    check(llama, run(lane, requests()), requests())
+
+
+@given(
+    count=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.sampled_from("abcdef"), st.sets(st.sampled_from("abcdef"))), max_size=30),
+)
+def test_slots(count: int, steps: list[tuple[str, set[str]]]) -> None:
+    """No number is ever given to two adapters, and no slot is taken from one that is busy."""
+    slots = Slots(count, vocab_size=1000)
+    adapters = {name: Adapter(name, Path(name), name, {}) for name in "abcdef"}
+    given: dict[int, Adapter] = {}
+    held: dict[Adapter, int] = {}
+    used: dict[Adapter, int] = {}
+    for time, (name, names) in enumerate(steps):
+        adapter, busy = adapters[name], {adapters[other] for other in names} & set(slots.adapters)
+        used[adapter] = time
+        if adapter not in slots:
+            before = set(slots.adapters)
+            slot = slots.take(adapter, busy, used)
+            assert (slot is None) == (len(before) == count and before <= busy)
+            if slot is None:
+                slots.promise(1, {}, used)
+                assert len(slots.leaving) == 1
+                assert slots.leaving <= before
+                continue
+            assert busy <= set(slots.adapters)
+            assert slot == slots.number(adapter) % (count + 1)
+            if gone := before - set(slots.adapters):
+                assert used[min(before - busy, key=used.__getitem__)] == used[gone.pop()], "not the least recently used"
+            assert slots.number(adapter) not in given
+            given[slots.number(adapter)] = adapter
+            held[adapter] = slots.number(adapter)
+        assert slots.number(adapter) == held[adapter]
+    assert len({slots.number(adapter) % (count + 1) for adapter in slots.adapters}) == len(slots.adapters)
+    assert all(number % (count + 1) > 0 for number in given)
+
+
+def test_numbers_run_out() -> None:
+    slots = Slots(1, vocab_size=2**28)  # eight numbers, two of them at a time for one slot
+    adapters = [Adapter(str(index), Path(str(index)), "", {}) for index in range(8)]
+    taken = [adapter for adapter in adapters if slots.take(adapter, (), {})]
+    assert 2 <= len(taken) < 5
+    assert slots.worn_out
+    assert all(slots.number(adapter) * 2**28 < 2**31 for adapter in slots.adapters)
 
 
 @given(

@@ -6,37 +6,49 @@
 //     order   [rows]     int32     the rows by slot, so that rows of one adapter are neighbours
 //     sorted  [rows]     int32     their slots
 //
-//     loraplex.Lora(x, base, order, sorted, A, B) -> (y, scratch)       attribute: widths
+//     loraplex.Lora(x, base, order, sorted) -> (y, scratch)       attributes: widths, in_features, ranks, slots, index
 //
-//     x       [rows, K]          float16   input of the linear layer
-//     base    [rows, N]          float16   its output; y takes its memory where onnxruntime allows it
-//     A       [adapters, M*R, K] float16   M modules of the layer (q, k, v for one), R ranks each, padded with zeros
-//     B       [adapters, R, N]   float16   scale folded in
+//     x       [rows, K]         float16   input of the linear layer
+//     base    [rows, N]         float16   its output; y takes its memory where onnxruntime allows it
+//     A       [slots, M*R, K]   float16   M modules of the layer (q, k, v for one), R ranks each, padded with zeros
+//     B       [slots, R, N]     float16   scale folded in
 //
 //     scratch[t, r] = sum_k x[t, k] * A[s(t), r, k]
 //     y[t, n]       = base[t, n] + sum_r scratch[t, m(n)*R + r] * B[s(t), r, n]
 //
 //     loraplex.LoraGated: the same for a layer of gate and up, y [rows, N/2] = silu(gate) * up
 //
-// m(n) is the module that column n belongs to; `widths` has the columns of each module. K, R and the widths are
-// multiples of 8. Stock operators need four to five launches for this and compute every adapter for every row; these
-// are two, which read the weights of the adapters in use and nothing else. The second begins, by programmatic
-// dependent launch, while the first still runs, with loading its part of B.
+// m(n) is the module that column n belongs to; `widths` has the columns of each module, `in_features` is K, `ranks` R.
+// K, R and the widths are multiples of 8. A and B belong to the operator and are written from outside (lora_bank.cuh).
+// Stock operators need four to five launches for this and compute every adapter for every row; these are two, which read
+// the weights of the adapters in use and nothing else. The second begins, by programmatic dependent launch, while the
+// first still runs, with loading its part of B.
 //
-// docs/routed-lane.md says how to compile this.
+// lora_operator.py compiles this; onnxruntime_custom_op.h is all it needs of onnxruntime.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#include <onnxruntime_c_api.h>
 
 #include <cstdint>
 #include <new>
 
+#include "lora_bank.cuh"
 #include "lora_kernels.cuh"
+#include "onnxruntime_custom_op.h"
 
 namespace {
 
 constexpr uint32_t kApiVersion = 22;
+
+// Programmatic dependent launch came with compute capability 9.0.
+bool OverlapsLaunches() {
+  static const bool found = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+  }();
+  return found;
+}
 
 template <typename... Parameters, typename... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, bool overlap,
@@ -49,7 +61,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStr
   config.blockDim = block;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
+  config.numAttrs = overlap && OverlapsLaunches() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
 
@@ -97,6 +109,8 @@ struct State {
   const OrtApi* api;
   Widths widths;
   bool gated;
+  int inputs, ranks;  // K; of one module
+  Weights weights;
 };
 
 OrtStatus* ComputeOrder(void* state, OrtKernelContext* context) {
@@ -118,29 +132,30 @@ OrtStatus* ComputeOrder(void* state, OrtKernelContext* context) {
 OrtStatus* ComputeLora(void* state, OrtKernelContext* context) {
   const State& kernel = *static_cast<State*>(state);
   const Call call{*kernel.api, context};
-  void *x_data, *base_data, *order_data, *sorted_data, *a_data, *b_data, *y_data, *scratch_data;
-  int64_t x_dims[2], base_dims[2], order_dims[1], a_dims[3], b_dims[3];
+  void *x_data, *base_data, *order_data, *sorted_data, *y_data, *scratch_data;
+  int64_t x_dims[2], base_dims[2], order_dims[1];
   cudaStream_t stream;
   RETURN_IF(call.Input(0, &x_data, x_dims, 2));
   RETURN_IF(call.Input(1, &base_data, base_dims, 2));
   RETURN_IF(call.Input(2, &order_data, order_dims, 1));
   RETURN_IF(call.Input(3, &sorted_data, order_dims, 1));
-  RETURN_IF(call.Input(4, &a_data, a_dims, 3));
-  RETURN_IF(call.Input(5, &b_data, b_dims, 3));
-  const int64_t scratch_dims[2] = {x_dims[0], a_dims[1]};
+  const Widths& widths = kernel.widths;
+  if (x_dims[1] != kernel.inputs || base_dims[1] != widths.end[widths.count - 1])
+    return kernel.api->CreateStatus(ORT_INVALID_ARGUMENT, "loraplex: a linear layer has another shape than was linked");
+  const int ranks = kernel.ranks * widths.count;
+  const int64_t scratch_dims[2] = {x_dims[0], ranks};
   const int64_t y_dims[2] = {base_dims[0], kernel.gated ? base_dims[1] / 2 : base_dims[1]};
   RETURN_IF(call.Output(0, &y_data, y_dims, 2));
   RETURN_IF(call.Output(1, &scratch_data, scratch_dims, 2));
   RETURN_IF(call.Stream(&stream));
-  const int rows = int(x_dims[0]), k = int(x_dims[1]), n = int(base_dims[1]), ranks = int(a_dims[1]);
+  const int rows = int(x_dims[0]), k = int(x_dims[1]), n = int(base_dims[1]);
   if (rows == 0) return nullptr;
-  const auto *x = static_cast<const __half*>(x_data), *a = static_cast<const __half*>(a_data);
-  const auto* b = static_cast<const __half*>(b_data);
+  const auto* x = static_cast<const __half*>(x_data);
+  const __half *a = kernel.weights.a, *b = kernel.weights.b;
   const auto *order = static_cast<const int*>(order_data), *sorted = static_cast<const int*>(sorted_data);
   auto* y = static_cast<__half*>(y_data);
   auto* scratch = static_cast<float*>(scratch_data);
-  const Widths& widths = kernel.widths;
-  const int module_ranks = int(b_dims[1]);
+  const int module_ranks = kernel.ranks;
   if (!kernel.gated && y_data != base_data)
     RETURN_IF(call.Result(
         cudaMemcpyAsync(y, base_data, size_t(rows) * n * sizeof(__half), cudaMemcpyDeviceToDevice, stream)));
@@ -173,27 +188,41 @@ OrtStatus* ComputeLora(void* state, OrtKernelContext* context) {
   return call.Result(kernel.gated ? expand_gated(ExpandGated<16>, 16) : expand(Expand<16>, 16));
 }
 
-OrtStatus* CreateState(const OrtApi* api, State** state) {
-  *state = new (std::nothrow) State{api, {}, false};
-  return *state ? nullptr : api->CreateStatus(ORT_FAIL, "loraplex: out of memory");
-}
+OrtStatus* OutOfMemory(const OrtApi* api) { return api->CreateStatus(ORT_FAIL, "loraplex: out of memory"); }
 
 OrtStatus* CreateOrder(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo*, void** state) {
-  return CreateState(api, reinterpret_cast<State**>(state));
+  *state = new (std::nothrow) State{api};
+  return *state ? nullptr : OutOfMemory(api);
 }
 
 template <bool Gated>
 OrtStatus* CreateLora(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** state) {
-  int64_t widths[kMaxModules];
+  int64_t columns[kMaxModules], inputs, ranks, slots, index;
   size_t count = kMaxModules;
-  RETURN_IF(api->KernelInfoGetAttributeArray_int64(info, "widths", widths, &count));
-  State* kernel = nullptr;
-  RETURN_IF(CreateState(api, &kernel));
-  kernel->gated = Gated;
-  kernel->widths.count = int(count);
-  for (size_t i = 0, end = 0; i < count; ++i) kernel->widths.end[i] = int(end += size_t(widths[i]));
+  RETURN_IF(api->KernelInfoGetAttributeArray_int64(info, "widths", columns, &count));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "in_features", &inputs));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "ranks", &ranks));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "slots", &slots));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "index", &index));
+  Widths widths{int(count), {}};
+  for (size_t i = 0, end = 0; i < count; ++i) widths.end[i] = int(end += size_t(columns[i]));
+  const size_t down = count * size_t(ranks * inputs), up = size_t(ranks) * widths.end[count - 1];
+  auto* kernel =
+      new (std::nothrow) State{api, widths, Gated, int(inputs), int(ranks), Weights{index, slots, down, up}};
+  if (kernel == nullptr) return OutOfMemory(api);
+  if (const cudaError_t error = kernel->weights.Allocate(); error != cudaSuccess) {
+    delete kernel;
+    return api->CreateStatus(ORT_EP_FAIL, cudaGetErrorString(error));
+  }
+  Enlist(&kernel->weights);
   *state = kernel;
   return nullptr;
+}
+
+void Destroy(void* state) {
+  auto* kernel = static_cast<State*>(state);
+  if (kernel->weights.a != nullptr) Release(&kernel->weights);
+  delete kernel;
 }
 
 struct CudaOp : OrtCustomOp {
@@ -210,7 +239,7 @@ struct CudaOp : OrtCustomOp {
     GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
     GetStartVersion = [](const OrtCustomOp*) { return 1; };
     GetEndVersion = [](const OrtCustomOp*) { return 1; };
-    KernelDestroy = [](void* state) { delete static_cast<State*>(state); };
+    KernelDestroy = Destroy;
   }
 };
 
@@ -228,7 +257,7 @@ struct OrderOp : CudaOp {
 struct LoraGatedOp : CudaOp {
   LoraGatedOp() {
     GetName = [](const OrtCustomOp*) { return "LoraGated"; };
-    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 6; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 4; };
     GetInputType = [](const OrtCustomOp*, size_t index) {
       return index == 2 || index == 3 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     };
@@ -258,8 +287,7 @@ struct LoraOp : LoraGatedOp {
 
 }  // namespace
 
-extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(OrtSessionOptions* options,
-                                                                               const OrtApiBase* base) {
+EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   static OrderOp order;
   static LoraOp lora;
   static LoraGatedOp gated;

@@ -14,6 +14,20 @@ constexpr int kShrinkThreads = 128;
 constexpr int kExpandThreads = 64;  // eight columns each
 constexpr int kRankStep = 16;       // ranks of B held in registers at a time
 
+// The next kernel of the stream may begin; the writes of the one before are visible. Nothing to do where kernels do not
+// overlap.
+__device__ void LetNextBegin() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+__device__ void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+
 struct Widths {
   int count;
   int end[kMaxModules];
@@ -55,7 +69,7 @@ __global__ void Order(const __half* __restrict__ slots, int* __restrict__ order,
 template <int Rows>
 __global__ void ShrinkFew(const __half* __restrict__ x, const int* __restrict__ order, const int* __restrict__ sorted,
                           const __half* __restrict__ a, float* __restrict__ scratch, int rows, int k) {
-  cudaTriggerProgrammaticLaunchCompletion();
+  LetNextBegin();
   __shared__ float partial[kShrinkThreads / 32][Rows];
   const int rank = blockIdx.x, ranks = gridDim.x, first = blockIdx.y * Rows;
   int row[Rows], slot[Rows];
@@ -104,7 +118,7 @@ __global__ void ShrinkFew(const __half* __restrict__ x, const int* __restrict__ 
 __global__ void ShrinkMany(const __half* __restrict__ x, const int* __restrict__ order, const int* __restrict__ sorted,
                            const __half* __restrict__ a, float* __restrict__ scratch, int rows, int k, int ranks) {
   constexpr int Rows = 8;
-  cudaTriggerProgrammaticLaunchCompletion();
+  LetNextBegin();
   const int rank = blockIdx.x * blockDim.y + threadIdx.y, first = blockIdx.y * Rows;
   if (rank >= ranks) return;
   int row[Rows], slot[Rows];
@@ -142,7 +156,7 @@ __global__ void Expand(const float* __restrict__ scratch, const int* __restrict_
   const int column = (blockIdx.x * kExpandThreads + threadIdx.x) * 8;
   const int first = blockIdx.y * Rows, end = min(first + Rows, rows);
   if (column >= n || sorted[end - 1] == 0) {
-    cudaGridDependencySynchronize();
+    WaitForPrevious();
     return;
   }
   int module = 0;
@@ -176,7 +190,7 @@ __global__ void Expand(const float* __restrict__ scratch, const int* __restrict_
         }
         Eight value = values[i];
         if (!waited) {
-          cudaGridDependencySynchronize();
+          WaitForPrevious();
           waited = true;
         }
         const auto* down =
@@ -216,7 +230,7 @@ __global__ void ExpandGated(const float* __restrict__ scratch, const int* __rest
   const int column = (blockIdx.x * kExpandThreads + threadIdx.x) * 8;
   const int first = blockIdx.y * Rows, end = min(first + Rows, rows);
   if (column >= half) {
-    cudaGridDependencySynchronize();
+    WaitForPrevious();
     return;
   }
   Eight weight[2][kRankStep];
@@ -246,7 +260,7 @@ __global__ void ExpandGated(const float* __restrict__ scratch, const int* __rest
         }
       }
       if (!waited) {
-        cudaGridDependencySynchronize();
+        WaitForPrevious();
         waited = true;
       }
 #pragma unroll
@@ -279,7 +293,7 @@ __global__ void ExpandGated(const float* __restrict__ scratch, const int* __rest
     }
     *reinterpret_cast<uint4*>(y + size_t(row) * half + column) = out.bits;
   }
-  if (!waited) cudaGridDependencySynchronize();
+  if (!waited) WaitForPrevious();
 }
 
 }  // namespace

@@ -1,0 +1,171 @@
+"""A base's int4 weights expanded to float16: the same values, for steps of many rows.
+
+MatMulNBits reads a quarter of the memory, which is what a step of few rows waits for. With more than 16 rows it
+dequantizes the weights in every step and then multiplies, which is a quarter of such a step's time; a base whose
+weights were dequantized beforehand saves that. The operator and its packing: onnxruntime, docs/ContribOperators.md,
+com.microsoft.MatMulNBits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+
+from loraplex.server.engine.linker import MODEL, share, take_locations
+from loraplex.server.errors import BundleInvalid
+
+logger = logging.getLogger("loraplex.routed")
+
+VERSION = 1
+DATA = "float16.data"
+_PAGE = 4096
+_BITS = (4, 8)
+
+
+def expanded_bytes(base: Path) -> int:
+    """Size of the base's linear layers in float16; 0 where none is quantized or the graph computes otherwise."""
+    graph = onnx.load(base / MODEL, load_external_data=False).graph
+    if not any(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for value in graph.input):
+        return 0
+    sizes = [_attributes(node) for node in graph.node if node.op_type == "MatMulNBits"]
+    return sum(2 * size["K"] * size["N"] for size in sizes)
+
+
+def expand(base: Path, cache: Path) -> Path:
+    """A folder of the cache with the base in `base`, its quantized linear layers expanded to float16.
+
+    Raises BundleInvalid for a layer that is quantized in a way this does not know, OSError where the cache cannot be
+    written.
+    """
+    model = onnx.load(base / MODEL, load_external_data=False)
+    files = {file.name: file for file in sorted(base.iterdir()) if file.is_file()} | take_locations(base, model.graph)
+    digest = hashlib.sha256(f"{VERSION}".encode())
+    for file in files.values():
+        status = file.stat()
+        digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    folder = cache / digest.hexdigest()[:32]
+    if folder.is_dir():
+        return folder
+    start = time.monotonic()
+    cache.mkdir(parents=True, exist_ok=True)
+    target = Path(tempfile.mkdtemp(prefix=".expand-", dir=cache))
+    try:
+        size = _expand_layers(model.graph, files, target / DATA)
+        onnx.save(model, target / MODEL)
+        for name, file in files.items():
+            if name != MODEL:
+                share(file, target / name)
+        target.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(target, ignore_errors=True)
+        if not (isinstance(error, OSError) and folder.is_dir()):
+            raise
+    logger.info("weights expanded to float16, %d MB, in %.1f s", size // 10**6, time.monotonic() - start)
+    return folder
+
+
+def _expand_layers(graph: onnx.GraphProto, files: dict[str, Path], data: Path) -> int:
+    """Replace every MatMulNBits by a MatMul; the weights' bytes, written to `data`."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    stored = {name: np.memmap(file, np.uint8, "r") for name, file in files.items() if file.suffix == ".data"}
+    layers = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    for node in layers:
+        if _attributes(node)["bits"] not in _BITS or any(node.input[4:]):
+            raise BundleInvalid(f"{node.name} is quantized in a way that cannot be expanded: use --weights int4")
+    offset, places = 0, []
+    for node in layers:
+        places.append(offset)
+        sizes = _attributes(node)
+        offset += -(-2 * sizes["K"] * sizes["N"] // _PAGE) * _PAGE
+    with data.open("wb") as stream:
+        stream.truncate(offset)
+    whole = np.memmap(data, np.uint8, "r+", shape=(offset,))
+
+    def write(node: onnx.NodeProto, place: int) -> None:
+        sizes = _attributes(node)
+        inputs, outputs = sizes["K"], sizes["N"]
+        packed, scales = (_read(tensors[name], stored) for name in node.input[1:3])
+        zeros = _read(tensors[node.input[3]], stored) if len(node.input) > 3 and node.input[3] else None
+        target = whole[place : place + 2 * inputs * outputs].view(np.float16).reshape(inputs, outputs)
+        rows = max(1, 2**22 // inputs)
+        for first in range(0, outputs, rows):
+            part = slice(first, min(first + rows, outputs))
+            target[:, part] = dequantize(packed, scales, zeros, sizes, part).T
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(write, layers, places))
+    whole.flush()
+    used: set[str] = set()
+    for node, place in zip(layers, places, strict=True):
+        used.update(node.input[1:])
+        sizes = _attributes(node)
+        shape = sizes["K"], sizes["N"]
+        tensor = graph.initializer.add(name=f"{node.name}/float16", dims=shape, data_type=onnx.TensorProto.FLOAT16)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        length = 2 * shape[0] * shape[1]
+        for key, value in (("location", DATA), ("offset", str(place)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+        node.op_type, node.domain = "MatMul", ""
+        node.input[:] = [node.input[0], tensor.name]
+        del node.attribute[:]
+    keep = [tensor for tensor in graph.initializer if tensor.name not in used]
+    del graph.initializer[:]
+    graph.initializer.extend(keep)
+    return offset
+
+
+def dequantize(
+    packed: npt.NDArray[Any],
+    scales: npt.NDArray[Any],
+    zeros: npt.NDArray[Any] | None,
+    sizes: dict[str, int],
+    part: slice,
+) -> npt.NDArray[np.float16]:
+    """Rows `part` of a weight [N, K] from MatMulNBits' inputs, flat or not, and attributes, computed in float32."""
+    bits, inputs, group = sizes["bits"], sizes["K"], sizes["block_size"]
+    blocks = -(-inputs // group)
+    rows = part.stop - part.start
+    values = _unpack(packed.reshape(sizes["N"], -1)[part], bits).reshape(rows, blocks, group)
+    if zeros is None:
+        offset: npt.NDArray[Any] = np.full((1, 1), 2 ** (bits - 1), np.uint8)
+    elif zeros.dtype == np.uint8:
+        offset = _unpack(zeros.reshape(sizes["N"], -1)[part], bits)[:, :blocks]
+    else:
+        offset = zeros.reshape(sizes["N"], -1)[part]
+    scale = scales.reshape(sizes["N"], -1)[part].astype(np.float32)
+    found = (values - offset[..., None].astype(np.float32)) * scale[..., None]
+    return found.reshape(rows, -1)[:, :inputs].astype(np.float16)
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Numbers of 4 or 8 bits, the lower half of a byte first."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, int]:
+    return {"bits": 4} | {attribute.name: int(attribute.i) for attribute in node.attribute}
+
+
+def _read(tensor: onnx.TensorProto, stored: dict[str, Any]) -> npt.NDArray[Any]:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return onnx.numpy_helper.to_array(tensor)
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    start, length = int(entries.get("offset", 0)), int(entries["length"])
+    raw: npt.NDArray[np.uint8] = stored[entries["location"]][start : start + length]
+    return raw.view(dtype)

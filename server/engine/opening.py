@@ -1,0 +1,160 @@
+"""Which lane a server runs, and how it is set up on the machine at hand."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from loraplex.server.bundle import read_adapter_manifest
+from loraplex.server.engine.batched import BatchedLane
+from loraplex.server.engine.expansion import expand, expanded_bytes
+from loraplex.server.engine.fused import largest_ranks
+from loraplex.server.engine.generator import GeneratorLane, choose_device
+from loraplex.server.engine.gpu import free_bytes
+from loraplex.server.engine.lane import Lane
+from loraplex.server.engine.linear_operator import find_linear_operator, user_cache
+from loraplex.server.engine.lora_operator import find_operator
+from loraplex.server.engine.messages import Start
+from loraplex.server.engine.routed import RoutedLane
+from loraplex.server.engine.routed_engine import EngineOptions
+from loraplex.server.errors import AdapterInvalid, BundleInvalid
+
+logger = logging.getLogger("loraplex.engine")
+
+RUNNING = {("routed", "cuda"): 64}
+"""Sequences at the same time where the operator does not say, by lane and device; 16 for those that are not here."""
+MANY = 8
+"""Sequences from which on float16 weights are faster than int4: a step of few waits for weights to be read."""
+
+
+def open_lane(start: Start) -> Lane:
+    """Load the base into the lane that was asked for. Raises BundleInvalid."""
+    folder, device, engine = Path(start.folder), choose_device(start.device), start.engine
+    if engine == "auto":
+        engine = "batched" if device == "cpu" else "routed" if start.routed.paged else "generator"
+    if engine == "batched" and device != "cpu":
+        raise BundleInvalid("engine batched runs on the CPU: add --device cpu, or leave the engine to auto")
+    if engine == "routed" and device == "cuda" and start.routed.paged is None:
+        raise BundleInvalid("engine routed needs the bundle's paged variant: build it with --device cuda")
+    if engine == "batched":
+        return _open_batched(start)
+    if engine == "routed":
+        return _open_routed(start, device)
+    return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
+
+
+def max_running(start: Start, lane: Lane) -> int:
+    """Sequences that should run at the same time."""
+    return start.max_running or RUNNING.get((lane.name, lane.device), 16)
+
+
+def _open_batched(start: Start) -> BatchedLane:
+    folder = Path(start.folder)
+    return BatchedLane(
+        folder,
+        threads=start.threads,
+        prefill_chunk=start.prefill_chunk,
+        kv_bytes=start.kv_bytes,
+        operator=lambda: find_linear_operator(user_cache()),
+    )
+
+
+def _open_routed(start: Start, device: str) -> RoutedLane:
+    running = start.max_running or RUNNING.get(("routed", device), 16)
+    options = EngineOptions(
+        max_batch_size=running,
+        kv_bytes=start.kv_bytes,
+        prefix_cache=start.routed.prefix_cache,
+        cuda_graphs=start.routed.cuda_graphs,
+    )
+    cache = _cache_folder(start)
+    if device == "cpu":
+        return RoutedLane(
+            Path(start.folder),
+            device=device,
+            threads=start.threads,
+            cache=cache / "linked",
+            options=options,
+            max_linked=start.routed.max_linked or running,
+            fallback=lambda: _open_batched(start),
+            fallback_unsupported=BatchedLane.unsupported,
+        )
+    operator, ranks = find_operator(cache / "operator"), _ranks(start)
+    return RoutedLane(
+        _choose_weights(start, Path(start.routed.paged or start.folder), cache, running),
+        device=device,
+        threads=start.threads,
+        cache=cache / "linked",
+        options=options,
+        max_linked=start.routed.max_linked or _slots(start, ranks, running),
+        operator=operator,
+        ranks=ranks,
+        # Every token of the generator lane is a step that the others wait for: not worth it where no adapter is cold.
+        fallback=None if operator else lambda: _open_beside(start),
+        fallback_unsupported=GeneratorLane.unsupported,
+    )
+
+
+def _open_beside(start: Start) -> GeneratorLane | None:
+    """The generator lane on a GPU where another lane runs; None where there is no memory for it."""
+    folder = Path(start.folder)
+    needed = sum(file.stat().st_size for file in folder.iterdir()) + 2**30
+    if (free := free_bytes()) is not None and free < needed:
+        logger.warning("no memory for the generator engine beside the routed one: %d MiB free", free // 2**20)
+        return None
+    try:
+        return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
+    except BundleInvalid as error:
+        logger.warning("no generator engine beside the routed one: %s", error.message)
+        return None
+
+
+def _choose_weights(start: Start, folder: Path, cache: Path, running: int) -> Path:
+    """The base's folder, or that of its weights expanded to float16."""
+    size, free = expanded_bytes(folder), free_bytes()
+    # Room for two engines while one takes over from the other, and as much again for keys and values.
+    fits = free is not None and 4 * size < free
+    if (
+        not size
+        or start.routed.weights == "int4"
+        or (start.routed.weights == "auto" and not (running >= MANY and fits))
+    ):
+        return folder
+    return expand(folder, cache / "float16")
+
+
+def _ranks(start: Start) -> dict[str, int]:
+    """Room for every adapter that will come; broken ones are refused later."""
+    manifests = []
+    for adapter in start.routed.adapters:
+        try:
+            manifests.append(read_adapter_manifest(Path(adapter)))
+        except AdapterInvalid:
+            continue
+    return largest_ranks(manifest.ranks for manifest in manifests)
+
+
+def _slots(start: Start, ranks: Mapping[str, int], running: int) -> int:
+    """As many as sequences run, so that none waits for a slot, in at most an eighth of the GPU's free memory."""
+    shapes = start.base.projections
+    size = sum(2 * rank * sum(shapes[projection]) for projection, rank in ranks.items() if projection in shapes)
+    free = free_bytes()
+    return max(1, min(running, free // 8 // size)) if free and size else running
+
+
+def _cache_folder(start: Start) -> Path:
+    """Where linked models go: beside the base's weights, so that these can be hard-linked, if it can be written to."""
+    if start.routed.cache:
+        return Path(start.routed.cache)
+    beside = Path(start.folder).parents[1] / ".cache"
+    try:
+        beside.mkdir(exist_ok=True)
+        if os.access(beside, os.W_OK):
+            return beside
+    except OSError:
+        pass
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraplex"
+    logger.warning("%s cannot be written: the base's weights are copied to %s (see --link-cache)", beside.parent, user)
+    return user

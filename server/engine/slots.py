@@ -1,0 +1,90 @@
+"""Which adapter is in which slot of an engine, and how its prompts are tagged.
+
+A slot that changes hands gets a new number, so that nothing the prefix cache holds under the old one is found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from msgspec import Struct
+
+from loraplex.server.engine.routing import MOST_IDS
+
+
+class Adapter(Struct, frozen=True):
+    """A registered adapter; another file under the same name is another adapter."""
+
+    name: str
+    file: Path
+    sha256: str
+    ranks: dict[str, int]
+    """Rank by projection name."""
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.sha256))
+
+
+class Slots:
+    """`count` slots, from 1 on, of a graph over a vocabulary of `vocab_size`."""
+
+    def __init__(self, count: int, vocab_size: int) -> None:
+        self._count = count
+        self._most = MOST_IDS // vocab_size
+        self._numbers = list(range(count + 1))
+        self._slots: dict[Adapter, int] = {}
+        self._free = list(range(count, 0, -1))
+        self.leaving: set[Adapter] = set()
+        """Adapters that begin no more sequences, since others wait for their slots."""
+
+    def __contains__(self, adapter: Adapter) -> bool:
+        return adapter in self._slots
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        return list(self._slots)
+
+    def promise(self, count: int, running: Mapping[Adapter, int], used: Mapping[Adapter, int]) -> None:
+        """Choose `count` adapters to give up their slots as soon as their running sequences have ended.
+
+        Adapters that wait for a slot would otherwise wait for as long as requests for the others keep coming.
+        """
+        self.leaving &= self._slots.keys()
+        for adapter in list(self.leaving)[count:]:
+            self.leaving.remove(adapter)
+        staying = [adapter for adapter in self._slots if adapter not in self.leaving]
+        staying.sort(key=lambda adapter: (running.get(adapter, 0), used.get(adapter, -1)))
+        self.leaving.update(staying[: count - len(self.leaving)])
+
+    @property
+    def worn_out(self) -> bool:
+        """Whether some slot has no number left, so that only a new engine can take on more adapters."""
+        return any(number + self._count + 1 >= self._most for number in self._numbers[1:])
+
+    def number(self, adapter: Adapter) -> int:
+        """The number that tags an adapter's prompts; KeyError where it has no slot."""
+        return self._numbers[self._slots[adapter]]
+
+    def leave(self, adapter: Adapter) -> None:
+        """Free the slot of an adapter; its number is used up."""
+        slot = self._slots.pop(adapter)
+        self._numbers[slot] += self._count + 1
+        self._free.append(slot)
+
+    def take(self, adapter: Adapter, busy: Collection[Adapter], used: Mapping[Adapter, int]) -> int | None:
+        """A slot for an adapter that has none: a free one, else that of the least recently used one that is not busy.
+
+        `used` says when an adapter was last used, in any growing unit; those it lacks go first. None where all are
+        busy.
+        """
+        if self.worn_out:
+            return None
+        if not self._free:
+            idle = [other for other in self._slots if other not in busy]
+            if not idle:
+                return None
+            self.leave(min(idle, key=lambda other: used.get(other, -1)))
+        slot = self._free.pop()
+        self._slots[adapter] = slot
+        return slot

@@ -1,0 +1,106 @@
+"""int4 weights expanded to float16 are what onnxruntime's own operator makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+from safetensors.numpy import load_file
+
+from loraplex.build.assembly import build_base
+from loraplex.server.engine.expansion import dequantize, expand, expanded_bytes
+from loraplex.server.engine.linker import MODEL, link_slots
+from loraplex.server.errors import BundleInvalid
+from tests.checkpoints import make_checkpoint, quiet
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_values_are_those_of_the_operator(bits: int, zeros: bool, blocks: int) -> None:
+    """MatMulNBits of the identity is the matrix itself; an odd number of blocks pads the zero points."""
+    group, outputs = 32, 24
+    inputs = group * blocks
+    random = np.random.default_rng(bits + blocks)
+    packed = random.integers(0, 256, (outputs, blocks, group * bits // 8), np.uint8)
+    scales = random.random(outputs * blocks, np.float32) / 8
+    points = random.integers(0, 256, outputs * -(-blocks * bits // 8), np.uint8) if zeros else None
+    feeds = {"B": packed, "scales": scales} | ({"zeros": points} if points is not None else {})
+    node = helper.make_node(
+        "MatMulNBits", ["A", *feeds], ["Y"], domain="com.microsoft", K=inputs, N=outputs, bits=bits, block_size=group
+    )
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info("A", onnx.TensorProto.FLOAT, [inputs, inputs])],
+        [helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [inputs, outputs])],
+        [numpy_helper.from_array(value, name) for name, value in feeds.items()],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"A": np.eye(inputs, dtype=np.float32)})
+    sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": group}
+    for part in (slice(0, outputs), slice(5, 9)):
+        found = dequantize(packed.reshape(-1), scales, points, sizes, part)
+        np.testing.assert_array_equal(found.T, expected[:, part].astype(np.float16))
+
+
+@pytest.fixture(scope="module")
+def paged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("int4")
+    shape = {"hidden_size": 256, "intermediate_size": 512}
+    with quiet():
+        checkpoint = make_checkpoint(folder / "checkpoint", "llama", **shape)
+        return build_base(checkpoint, folder / "bundle", name="tiny", precision="int4", device="cuda").variant("paged")
+
+
+def test_a_base_is_expanded_once_and_links_like_any_other(paged: Path, tmp_path: Path) -> None:
+    before = {file.name: file.read_bytes() for file in paged.iterdir()}
+    folder = expand(paged, tmp_path / "cache")
+    stamp = (folder / "float16.data").stat().st_mtime_ns
+    assert expand(paged, tmp_path / "cache") == folder
+    assert (folder / "float16.data").stat().st_mtime_ns == stamp
+    assert {file.name: file.read_bytes() for file in paged.iterdir()} == before
+    graph = onnx.load(folder / MODEL, load_external_data=False).graph
+    assert not [node.name for node in graph.node if node.op_type == "MatMulNBits"]
+    weights = [tensor for tensor in graph.initializer if tensor.name.endswith("/float16")]
+    assert sum(2 * int(np.prod(tensor.dims)) for tensor in weights) == expanded_bytes(paged)
+    library = tmp_path / "liblora.so"
+    library.write_bytes(b"only copied by the linker")
+    linked = link_slots(folder, {"0.attn.q_proj": 4, "1.mlp.down_proj": 4}, 2, tmp_path / "linked", library)
+    assert linked.layout is not None
+    assert len(linked.layout.branches) == 2
+    assert (linked.folder / "float16.data").samefile(folder / "float16.data")
+
+
+def test_expanded_weights_are_near_those_of_the_checkpoint(paged: Path, tmp_path: Path) -> None:
+    folder = expand(paged, tmp_path / "cache")
+    checkpoint = load_file(paged.parents[2] / "checkpoint" / "model.safetensors")
+    graph = onnx.load(folder / MODEL, load_external_data=False).graph
+    tensor = next(each for each in graph.initializer if each.name.startswith("/model/layers.1/mlp/down_proj/"))
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    raw = (folder / place["location"]).read_bytes()[int(place["offset"]) :][: int(place["length"])]
+    found = np.frombuffer(raw, np.float16).reshape(tensor.dims).astype(np.float32)
+    expected = checkpoint["model.layers.1.mlp.down_proj.weight"].astype(np.float32).T
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def test_what_cannot_be_expanded_is_refused(paged: Path, tmp_path: Path) -> None:
+    model = onnx.load(paged / MODEL, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            node.input.extend([""] * (4 - len(node.input)) + ["group_index"])
+    base = tmp_path / "base" / "paged"
+    base.mkdir(parents=True)
+    (base.parent / "generator").symlink_to(paged.parent / "generator")
+    for file in paged.iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    onnx.save(model, base / MODEL)
+    with pytest.raises(BundleInvalid, match="--weights int4"):
+        expand(base, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
