@@ -31,7 +31,7 @@ format: .venv/test.done
 # Keeps what is locked as far as pyproject.toml allows; `make lock UPGRADE=--upgrade` takes the newest of everything.
 lock: .venv/test.done
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra cuda --extra build --extra bench --group test --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra cpu --extra cuda --extra build --extra bench --extra otel --group test --universal \
 	  --python-version 3.11 --no-header --no-annotate $(UPGRADE) --output-file constraints.txt
 
 .venv/python.done:
@@ -46,7 +46,7 @@ lock: .venv/test.done
 
 .venv/test.done: .venv/serve.done
 	$(INSTALL) --upgrade pip
-	$(INSTALL) --editable '.[cpu,build,bench]' --group test
+	$(INSTALL) --editable '.[cpu,build,bench,otel]' --group test
 	@touch $@
 
 clean:

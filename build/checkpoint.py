@@ -6,6 +6,7 @@ Only the headers of the weight files are read here, so everything in this module
 from __future__ import annotations
 
 import json
+import operator
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise CheckpointUnsupported(f"{folder} has no model.safetensors and no model.safetensors.index.json")
     found: dict[str, StoredTensor] = {}
     for file in files:
-        for name, tensor in _header(file).items():
+        for name, tensor in read_header(file).items():
             if name in found:
                 raise CheckpointUnsupported(f"{folder}: {name} is both in {found[name].file.name} and in {file.name}")
             found[name] = tensor
@@ -101,7 +102,8 @@ def _shards(index: Path) -> set[str]:
     return names
 
 
-def _header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file by name. Raises CheckpointUnsupported where it is missing or damaged."""
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
@@ -116,7 +118,8 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             start, end = (8 + length + offset for offset in entry["data_offsets"])
             if not 8 + length <= start <= end <= size:
                 raise ValueError(f"{name} lies outside the file")
-            tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), start, end)
+            shape = tuple(operator.index(size) for size in entry["shape"])
+            tensors[name] = StoredTensor(file, str(entry["dtype"]), shape, start, end)
     except FileNotFoundError:
         raise CheckpointUnsupported(f"{file.parent} is incomplete: {file.name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:

@@ -1,82 +1,196 @@
-"""`loraplex build`: a checkpoint and its adapters to a bundle."""
+"""`loraplex build`: from a recipe, or a few options, to a bundle."""
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
+import msgspec
 from cyclopts import Parameter
-from cyclopts.validators import Number
 
+from loraplex.build.builder import Device
+from loraplex.build.document import Problems
+from loraplex.build.errors import RecipeInvalid
+from loraplex.build.recipe import AdapterRecipe, Algorithm, Calibration, ExportRecipe, QuantizationRecipe, Recipe
 from loraplex.server.errors import LoraplexError
 
-Method = Literal["k_quant", "rtn", "none"]
+if TYPE_CHECKING:
+    from loraplex.build.plan import Plan
+
+GroupSize = Literal["16", "32", "64", "128", "256"]
 
 
 def build(
+    recipe: Path | None = None,
+    /,
     *,
-    base: str,
-    adapter: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     output: Annotated[Path, Parameter(alias="-o")],
+    base: str | None = None,
+    adapter: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     name: str | None = None,
-    quantization: Method = "k_quant",
-    group_size: Annotated[int, Parameter(validator=Number(gte=16, lte=256))] = 32,
+    quantization: Algorithm | None = None,
+    group_size: GroupSize | None = None,
+    calibration: str | None = None,
+    device: Device | None = None,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    emit_olive: Path | None = None,
+    work: Path | None = None,
 ) -> None:
-    """Make a bundle of one base and its LoRA adapters, for the CPU.
+    """Make a bundle of one base and its LoRA adapters.
 
     Parameters
     ----------
+    recipe
+        YAML file that says everything, see docs/build.md. Without one, the options below do.
+    output
+        Folder to write; a bundle that stands there is replaced.
     base
         Hugging Face id or local folder of the checkpoint.
     adapter
         NAME=FOLDER of an adapter saved by PEFT; once for each.
-    output
-        Folder to write; a bundle that stands there is replaced.
     name
         What clients call the base; the last part of --base unless given.
     quantization
-        How the linear layers are stored in 4 bits; none keeps float32.
+        How the linear layers are stored in 4 bits; none keeps them float. k_quant unless given.
     group_size
-        Weights that share one scale.
+        Weights that share one scale: 32 on a CPU and 128 on CUDA unless given.
+    calibration
+        JSONL file whose rows have a `text`, for --quantization awq.
+    device
+        What the bundle is served on; cpu unless given.
+    dry_run
+        Check everything, print the steps and end.
+    resume
+        Go on with the work folder of a build that did not come to its end.
+    emit_olive
+        Folder to write the Olive workflows to instead of running them.
+    work
+        Folder for results of steps; OUTPUT.work unless given.
     """
+    options: dict[str, object | None] = {
+        "--base": base,
+        "--adapter": adapter or None,
+        "--name": name,
+        "--quantization": quantization,
+        "--group-size": group_size,
+        "--calibration": calibration,
+        "--device": device,
+    }
+    given = [option for option, value in options.items() if value is not None]
+    if recipe is not None and given:
+        _refuse(f"{given[0]} and a recipe exclude each other: write it into {recipe}")
+    if recipe is None and base is None:
+        _refuse("give a recipe or --base")
     adapters = _adapters(adapter)
+    work = work or output.with_name(f"{output.name}.work")
     try:
-        from loraplex.build.assembly import build_bundle
+        import torch
+
+        from loraplex.build.plan import Plan
+        from loraplex.build.validation import read_recipe, validate
+        from loraplex.build.workflow import has_steps, place, run_steps, write_workflows
     except ImportError as error:
         sys.exit(f"loraplex: {error}; install loraplex[build]")
+    if recipe is not None:
+        wanted, problems = read_recipe(recipe)
+        folder = recipe.absolute().parent
+    else:
+        assert base is not None
+        wanted, problems = _recipe(base, adapters, name, quantization, group_size, calibration, device)
+        folder = Path.cwd()
+    if wanted is None:
+        _refuse("\n".join(problems.messages()))
+    if emit_olive is not None and emit_olive.exists() and any(emit_olive.iterdir()) and not has_steps(emit_olive):
+        _refuse(f"{emit_olive} is not empty and not a folder of workflows: give another")
+    if not (resume or dry_run or emit_olive) and has_steps(work):
+        _refuse(f"{work} holds steps of an earlier build: go on from them with --resume, or delete the folder")
+    preview = dry_run or emit_olive is not None
     try:
-        bundle = build_bundle(
-            base,
-            adapters,
-            output,
-            name=name or Path(base).name,
-            precision="float32" if quantization == "none" else "int4",
-            group_size=group_size,
-            algorithm="rtn" if quantization == "rtn" else "k_quant",
-            head="int8",
-            sources={each: str(folder) for each, folder in adapters.items()},
-        )
+        job = validate(wanted, folder, output, work, problems, download=not dry_run)
+    except RecipeInvalid as error:
+        _refuse(error.message)
+    plan = Plan(job, (emit_olive or work).absolute(), gpu=torch.cuda.is_available())
+    if preview:
+        _print_plan(plan, output)
+        if emit_olive is not None:
+            write_workflows(plan)
+            _print_commands(plan)
+        return
+    command = shlex.join(["loraplex", *sys.argv[1:], *([] if resume else ["--resume"])])
+    try:
+        run_steps(plan, command)
+        place(plan.bundle, output)
+    except KeyboardInterrupt:
+        print(f"\nloraplex: interrupted; go on with: {command}", file=sys.stderr)
+        sys.exit(130)
     except LoraplexError as error:
-        sys.exit(f"loraplex: {error.message}")
-    models = ", ".join((bundle.manifest.base.name, *bundle.manifest.adapters))
-    print(f"{output}: {models}\n\n  loraplex serve {output}")
+        print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    models = ", ".join((wanted.base_name, *(() if wanted.merge else wanted.adapters)))
+    print(f"{output}: {models}\n\n  loraplex serve {output}\n\nWhat the steps left is in {work}; delete it when done.")
 
 
-def _adapters(given: tuple[str, ...]) -> dict[str, Path]:
+def _refuse(message: str) -> NoReturn:
+    for line in message.splitlines():
+        print(f"loraplex: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _recipe(
+    base: str,
+    adapters: Mapping[str, str],
+    name: str | None,
+    quantization: Algorithm | None,
+    group_size: GroupSize | None,
+    calibration: str | None,
+    device: Device | None,
+) -> tuple[Recipe, Problems]:
+    """What the options of the short form say, as a recipe."""
+    size: Literal[16, 32, 64, 128, 256] | None = None
+    if group_size is not None:
+        size = msgspec.convert(int(group_size), Literal[16, 32, 64, 128, 256])
+    recipe = Recipe(
+        base=base,
+        name=name,
+        quantization=QuantizationRecipe(
+            algorithm=quantization or "k_quant",
+            group_size=size,
+            calibration=Calibration(data=calibration) if calibration is not None else None,
+        ),
+        adapters={each: AdapterRecipe(peft=folder) for each, folder in adapters.items()},
+        export=ExportRecipe(device=device or "cpu"),
+    )
+    return recipe, Problems(Path("command line"))
+
+
+def _adapters(given: tuple[str, ...]) -> dict[str, str]:
     """Folders by name. Ends the command with status 2 where one is not NAME=FOLDER or a name comes twice."""
-    adapters: dict[str, Path] = {}
+    adapters: dict[str, str] = {}
     for each in given:
         name, equals, folder = each.partition("=")
         if not (name and equals and folder):
-            problem = f"--adapter {each} is not NAME=FOLDER"
-        elif name in adapters:
-            problem = f"two adapters are named {name}"
-        elif not Path(folder).is_dir():
-            problem = f"--adapter {each}: there is no folder {folder}"
-        else:
-            adapters[name] = Path(folder)
-            continue
-        print(f"loraplex: {problem}", file=sys.stderr)
-        sys.exit(2)
+            _refuse(f"--adapter {each} is not NAME=FOLDER")
+        if name in adapters:
+            _refuse(f"two adapters are named {name}")
+        adapters[name] = folder
     return adapters
+
+
+def _print_plan(plan: Plan, output: Path) -> None:
+    recipe = plan.job.recipe
+    print(f"{output}: {recipe.base_name} from {plan.job.base}, on {'CUDA' if plan.gpu else 'the CPU'}")
+    if not isinstance(plan.job.base, Path):
+        print("The base is not on this machine: it is checked after its download.")
+    for number, step in enumerate(plan.steps, 1):
+        print(f"  {number}. {step.name}: {step.what}")
+
+
+def _print_commands(plan: Plan) -> None:
+    print("\nRun them in this order:\n")
+    for step in plan.steps:
+        paths = (str(step.folder / "workflow.json"), str(plan.work / "passes.json"))
+        print(f"  olive run --config {shlex.quote(paths[0])} --package-config {shlex.quote(paths[1])}")

@@ -23,6 +23,24 @@ class ExportFailed(BuildFailed):
     code = "export_failed"
 
 
+class RecipeInvalid(BuildFailed):
+    """A recipe, or data or a checkpoint that it names, is wrong; the message has one line for each problem."""
+
+    code = "recipe_invalid"
+
+
+class StepFailed(BuildFailed):
+    """A step of a build failed; the message names it, its log and the command that repeats it."""
+
+    code = "step_failed"
+
+
+class VerificationFailed(BuildFailed):
+    """A bundle was made that does not compute what its checkpoint and its adapters do."""
+
+    code = "verification_failed"
+
+
 def first_line(error: Exception) -> str:
     """What a library's exception says, for a message of one line; the whole of it goes on as its cause."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

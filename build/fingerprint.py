@@ -2,7 +2,8 @@
 
 Definition: the SHA-256 of
 
-1. config.json without the keys of `NOT_DEFINING`, as JSON with sorted keys and no spaces, in UTF-8, and a newline;
+1. config.json without the keys of `NOT_DEFINING` and, in its quantization_config, of `NOT_QUANTIZING`, as JSON with
+   sorted keys and no spaces, in UTF-8, and a newline;
 2. for every tensor, in the order of the names' code points: the JSON list `[name, dtype, shape]` in the same form and
    a newline, then the tensor's bytes as they are stored.
 
@@ -26,6 +27,11 @@ NOT_DEFINING = frozenset({"_name_or_path", "_commit_hash", "transformers_version
 The dtype is among them because its key was renamed between transformers versions; the tensors' own dtypes count.
 """
 
+NOT_QUANTIZING = frozenset(
+    {"backend", "do_fuse", "exllama_config", "fuse_max_seq_len", "meta", "modules_to_fuse", "pack_dtype"}
+)
+"""Keys of quantization_config that tell which program quantized, or which kernels are to be used."""
+
 _BLOCK = 1 << 22
 
 
@@ -35,6 +41,8 @@ def fingerprint(folder: Path) -> str:
     Raises CheckpointUnsupported where config.json or safetensors weights are missing or damaged.
     """
     config = {key: value for key, value in read_config(folder).items() if key not in NOT_DEFINING}
+    if isinstance(quantization := config.get("quantization_config"), dict):
+        config["quantization_config"] = {k: v for k, v in quantization.items() if k not in NOT_QUANTIZING}
     digest = hashlib.sha256(_canonical(config))
     block = memoryview(bytearray(_BLOCK))
     for name, tensor in sorted(read_tensors(folder).items()):

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraplex.build import awq
 from loraplex.build.checkpoint import read_config, read_tensors
 from loraplex.build.errors import CheckpointUnsupported, first_line
 
@@ -28,7 +29,7 @@ FAMILIES = {
 }
 """Architectures with the types of RoPE scaling that their exported graphs get right."""
 
-_WEIGHT = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+_WEIGHT = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.q?weight")
 _GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -42,6 +43,8 @@ class SupportedConfig:
     window: int | None
     """Sliding window that the graph lacks, in tokens; None where it has what the checkpoint has. Up to this length a
     window changes nothing, so `context_length` ends there."""
+    awq_group_size: int | None = None
+    """Weights to a scale of a checkpoint that is quantized by AWQ."""
 
 
 def check_checkpoint(folder: Path) -> SupportedConfig:
@@ -50,10 +53,7 @@ def check_checkpoint(folder: Path) -> SupportedConfig:
     architecture = (raw.get("architectures") or ["an unnamed architecture"])[0]
     if architecture not in FAMILIES:
         raise CheckpointUnsupported(f"{folder} is {architecture}; bundles can be made of {', '.join(FAMILIES)}")
-    if quantization := raw.get("quantization_config"):
-        raise CheckpointUnsupported(
-            f"{folder} is quantized already ({quantization.get('quant_method')}); give the checkpoint it was made from"
-        )
+    awq_group_size = awq.group_size(folder)
     from transformers import AutoConfig
 
     # Defaults depend on the model class, so what counts is the loaded config, not the file.
@@ -72,7 +72,7 @@ def check_checkpoint(folder: Path) -> SupportedConfig:
     # The builder gives a window to the layers that layer_types names, and to none where the config has no such list.
     if window is None or window >= length or getattr(config, "layer_types", None) is not None:
         window = None
-    return SupportedConfig(architecture, config.vocab_size, window or length, window)
+    return SupportedConfig(architecture, config.vocab_size, window or length, window, awq_group_size)
 
 
 def check_quantizable(folder: Path, group_size: int, algorithm: str) -> None:
@@ -92,10 +92,22 @@ def check_quantizable(folder: Path, group_size: int, algorithm: str) -> None:
             )
 
 
+def is_quantizable(folder: Path, group_size: int, algorithm: str) -> bool:
+    """Whether `check_quantizable` has nothing against it."""
+    try:
+        check_quantizable(folder, group_size, algorithm)
+    except CheckpointUnsupported:
+        return False
+    return True
+
+
 def _check_vocabulary(folder: Path, size: int) -> None:
     """The builder takes any linear layer with as many outputs as the vocabulary has tokens for the LM head."""
     for name, tensor in read_tensors(folder).items():
-        if _WEIGHT.fullmatch(name) and tensor.shape[0] == size:
+        if not _WEIGHT.fullmatch(name):
+            continue
+        outputs = 8 * tensor.shape[1] if name.endswith(".qweight") else tensor.shape[0]
+        if outputs == size:
             raise CheckpointUnsupported(
                 f"{folder}: {name} has as many outputs as the vocabulary has tokens ({size}), so the model builder "
                 "would take it for the LM head"

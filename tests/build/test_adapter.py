@@ -106,7 +106,7 @@ def test_values_that_overflow_the_dtype_of_the_base(peft: Path, base: Base, tmp_
     change_weights(peft, lambda tensors: tensors[f"{PREFIX}.mlp.up_proj.lora_A.weight"].fill_(70000.0))
     narrow = msgspec.structs.replace(base, dtype="float16")
     message = refusal(peft, narrow, tmp_path)
-    assert message == "adapter mine: model.layers.0.mlp.up_proj.lora_A overflows float16"
+    assert message == "adapter mine: 0.mlp.up_proj.lora_A overflows float16"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,9 @@ def test_patterns_mean_what_they_mean_to_peft(pattern: dict[str, int], path: str
         ({"use_qalora": True}, "use_qalora"),
         ({"option_of_tomorrow": {"a": 1}}, "option_of_tomorrow"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "a quantized one that LoftQ made"),
+        ({"init_lora_weights": "lora_ga"}, "it was started with lora_ga"),
+        ({"arrow_config": {"top_k": 1}}, "Arrow routes every token"),
         ({"task_type": "SEQ_CLS"}, "trained for SEQ_CLS"),
         ({"r": 0}, "is not a LoRA config"),
         ({"r": None}, "is not a LoRA config"),
@@ -186,7 +189,10 @@ Q_A, Q_B = f"{PREFIX}.self_attn.q_proj.lora_A.weight", f"{PREFIX}.self_attn.q_pr
         (lambda w: w.update({"base_model.model.model.norm.weight": w[Q_A][0].clone()}), "a whole trained module"),
         (lambda w: w.update({Q_A.replace("layers.0", "layers.9"): w[Q_A].clone()}), "layers.9.self_attn.q_proj has no"),
         (lambda w: w.update({Q_A.replace("q_proj", "z_proj"): w[Q_A].clone()}), "z_proj has no lora_B"),
-        (lambda w: w.update({Q_A.replace("layers.0", "towers.0"): w[Q_A].clone()}), "belongs to no linear layer"),
+        (
+            lambda w: w.update({Q_A.replace("layers.0", "towers.0"): w[Q_A].clone()}),
+            "it adapts what is no linear layer of the decoder",
+        ),
         (lambda w: w.clear(), "adapter_model.safetensors holds no LoRA weights"),
     ],
 )
@@ -206,27 +212,30 @@ def test_a_layer_that_the_base_does_not_have(peft: Path, base: Base, tmp_path: P
 
     change_weights(peft, move)
     message = refusal(peft, base, tmp_path)
-    assert message == "adapter mine: tiny has no projection for model.layers.2.mlp.down_proj"
+    assert message == "adapter mine: it adapts model.layers.2.mlp.down_proj, tiny has 2 layers (and 6 more like it)"
 
 
-def test_packed_and_unpacked_weights_for_one_projection(peft: Path, base: Base, tmp_path: Path) -> None:
+def test_packed_weights_for_a_base_that_packs_nothing(peft: Path, base: Base, tmp_path: Path) -> None:
     def pack(tensors: dict[str, Any]) -> None:
         import torch
 
-        parts = [tensors[f"{PREFIX}.mlp.{part}.lora_B.weight"] for part in ("gate_proj", "up_proj")]
-        tensors[f"{PREFIX}.mlp.gate_up_proj.lora_A.weight"] = tensors[f"{PREFIX}.mlp.up_proj.lora_A.weight"].clone()
+        parts = [tensors.pop(f"{PREFIX}.mlp.{part}.lora_B.weight") for part in ("gate_proj", "up_proj")]
+        a = [tensors.pop(f"{PREFIX}.mlp.{part}.lora_A.weight") for part in ("gate_proj", "up_proj")]
+        tensors[f"{PREFIX}.mlp.gate_up_proj.lora_A.weight"] = a[0]
         tensors[f"{PREFIX}.mlp.gate_up_proj.lora_B.weight"] = torch.cat(parts)
 
     change_weights(peft, pack)
-    message = refusal(peft, base, tmp_path)
-    assert message == "adapter mine: 0.mlp.gate_proj is adapted twice, packed and on its own"
+    assert refusal(peft, base, tmp_path) == (
+        "adapter mine: it adapts model.layers.0.mlp.gate_up_proj, "
+        "LlamaForCausalLM has q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    )
 
 
 def test_refused_folder(peft: Path, base: Base, tmp_path: Path) -> None:
     weights, config = peft / "adapter_model.safetensors", peft / "adapter_config.json"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    assert "adapter_model.safetensors cannot be read" in refusal(peft, base, tmp_path)
+    assert "adapter_model.safetensors is not a whole safetensors file" in refusal(peft, base, tmp_path)
     weights.unlink()
     assert "has no adapter_model.safetensors" in refusal(peft, base, tmp_path)
     (peft / "adapter_model.bin").write_bytes(b"pickle")

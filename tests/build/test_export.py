@@ -14,10 +14,12 @@ import onnx
 import pytest
 
 from loraplex.build import export
+from loraplex.build.builder import Device, Precision, run_builder
 from loraplex.build.checkpoint import locate
 from loraplex.build.errors import CheckpointUnsupported, ExportFailed
 from loraplex.build.export import export_base, run_once
 from loraplex.build.lora_inputs import add_lora_inputs
+from loraplex.build.weight_format import Head
 from loraplex.server.bundle import Quantization, Sampling
 from tests.build.generation import Runner
 from tests.checkpoints import CHAT_TEMPLATE, make_checkpoint
@@ -86,14 +88,14 @@ def test_sampling_of_the_checkpoint(copy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
 @pytest.mark.parametrize(
     ("algorithm", "group_size", "accuracy_level", "head"),
-    [("k_quant", 32, 4, "float32"), ("k_quant", 16, 1, "int8"), ("rtn", 64, 0, "float32"), ("rtn", 32, 4, "int8")],
+    [("k_quant", 32, 4, "float"), ("k_quant", 16, 1, "int8"), ("rtn", 64, 0, "int4"), ("rtn", 32, 4, "int8")],
 )
 def test_int4(
     family: Literal["llama", "qwen2", "phi3"],
     algorithm: Literal["k_quant", "rtn"],
     group_size: int,
     accuracy_level: Literal[0, 1, 4],
-    head: Literal["float32", "int8"],
+    head: Head,
     tmp_path: Path,
 ) -> None:
     """The nodes are what was asked for, and idle inputs give the bits of the graph without them."""
@@ -115,8 +117,8 @@ def test_int4(
     for node in linears.values():
         found = attributes(node)
         assert (found["bits"], found["block_size"], found.get("accuracy_level", 0)) == (4, group_size, accuracy_level)
-    assert [node.op_type for node in heads] == ["MatMul" if head == "float32" else "MatMulNBits"]
-    assert head == "float32" or attributes(heads[0])["bits"] == 8
+    assert [node.op_type for node in heads] == ["MatMul" if head == "float" else "MatMulNBits"]
+    assert head == "float" or attributes(heads[0])["bits"] == {"int8": 8, "int4": 4}[head]
 
     shutil.copytree(tmp_path / "plain", tmp_path / "idle")
     add_lora_inputs(tmp_path / "idle")
@@ -131,13 +133,18 @@ def test_options_that_the_builder_did_not_honour(
     """The checks afterwards, for a builder that loses options on the way."""
     from collections.abc import Mapping
 
-    run = export._run_builder
-
     def lossy(lost: str) -> None:
-        def forget(folder: Path, output: Path, precision: object, options: Mapping[str, object], cache: Path) -> None:
-            run(folder, output, precision, {k: v for k, v in options.items() if k != lost}, cache)  # type: ignore[arg-type]
+        def forget(
+            folder: Path,
+            output: Path,
+            precision: Precision,
+            device: Device,
+            options: Mapping[str, object],
+            log: Path | None,
+        ) -> None:
+            run_builder(folder, output, precision, device, {k: v for k, v in options.items() if k != lost}, log)
 
-        monkeypatch.setattr(export, "_run_builder", forget)
+        monkeypatch.setattr(export, "run_builder", forget)
 
     for lost, words in (
         ("nodes_to_exclude", "/lm_head/MatMul_Q4 was quantized, although it was to stay float32"),
@@ -146,7 +153,7 @@ def test_options_that_the_builder_did_not_honour(
     ):
         lossy(lost)
         with pytest.raises(ExportFailed, match=words):
-            export_base(checkpoint, tmp_path / lost, precision="int4", group_size=16, accuracy_level=1)
+            export_base(checkpoint, tmp_path / lost, precision="int4", group_size=16, accuracy_level=1, head="float")
 
 
 def test_files_are_checked(checkpoint: Path, tmp_path: Path) -> None:
@@ -189,8 +196,8 @@ def test_a_builder_that_fails_is_quoted(copy: Path, tmp_path: Path, capfd: pytes
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scales RoPE by 'linear'"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scales RoPE by 'dynamic'"),
         (
-            {"quantization_config": {"quant_method": "awq", "bits": 4}},
-            "is quantized already (awq); give the checkpoint it was made from",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "is quantized already (gptq); give the checkpoint it was made from",
         ),
         ({"vocab_size": 64}, "proj.weight has as many outputs as the vocabulary has tokens (64)"),
         ({"model_type": "unheard_of"}, "config.json cannot be used: "),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from loraplex.build import export
+from loraplex.build import builder
 from loraplex.build.errors import ExportFailed
 from loraplex.build.export import export_base
 from loraplex.build.lora_inputs import add_lora_inputs
@@ -42,7 +42,7 @@ def run_builder(checkpoint: Path, output: Path, provider: str, precision: str, *
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     output.mkdir()
-    with (output / "log").open("w") as stream, export.noise_to(stream):
+    with (output / "log").open("w") as stream, builder.noise_to(stream):
         positional = (None, str(checkpoint), str(output), precision, provider, str(output / "cache"))
         pairs = [f"{key}={value}" for key, value in {"hf_token": "false", **options}.items()]
         create_model(*positional, **parse_extra_options(*positional, pairs))

@@ -8,9 +8,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from loraplex.build.builder import Precision
 from loraplex.build.errors import CheckpointUnsupported
-from loraplex.build.paged import Precision, export_paged
-from loraplex.server.engine.linker import link
+from loraplex.build.paged import export_paged
+from loraplex.server.engine.linker import link, link_slots, takes_operator
 from tests.build.conftest import Built
 
 
@@ -66,20 +67,28 @@ def test_linked_with_stock_operators(built: Built, paged: Path, tmp_path: Path) 
 def test_linked_with_the_fused_operator(built: Built, paged: Path, tmp_path: Path) -> None:
     library = tmp_path / "liblora.so"
     library.write_bytes(b"only copied by the linker")
-    linked = link(paged, files(built), tmp_path / "cache", library)
+    ranks = dict.fromkeys(built.bundle.manifest.base.projections, 9)
+    linked = link_slots(paged, ranks, 3, tmp_path / "cache", library)
     found = nodes(linked.folder)
-    assert [node.op_type for node in found if node.name.startswith("lora/")] == [
-        *("Lora", "Lora", "LoraGated", "Lora"),
-        *("Lora", "Lora", "LoraGated", "Lora"),
-    ]
+    branches = [node for node in found if node.name.startswith("lora/")]
+    assert [node.op_type for node in branches] == ["Lora", "Lora", "LoraGated", "Lora"] * 2
     assert not {"Split", "Sigmoid"} & {node.op_type for node in found}
+    attributes = {attribute.name: attribute for attribute in branches[0].attribute}
+    assert (attributes["ranks"].i, attributes["slots"].i, len(attributes["widths"].ints)) == (16, 3, 3)
+    assert linked.layout is not None
+    assert linked.layout.holds(ranks)
     config = json.loads((linked.folder / "genai_config.json").read_text())
     assert config["model"]["decoder"]["session_options"]["custom_ops_library"] == library.name
     assert (linked.folder / library.name).read_bytes() == library.read_bytes()
 
 
-def test_cpu_graphs_take_stock_operators(built: Built, tmp_path: Path) -> None:
+def test_projections_without_ranks_get_no_operator(paged: Path, tmp_path: Path) -> None:
     library = tmp_path / "liblora.so"
     library.write_bytes(b"")
-    linked = link(built.bundle.variant("generator"), files(built), tmp_path / "cache", library)
-    assert not [node for node in nodes(linked.folder) if node.domain == "loraplex"]
+    linked = link_slots(paged, {"0.attn.o_proj": 4}, 3, tmp_path / "cache", library)
+    assert [node.name for node in nodes(linked.folder) if node.op_type.startswith("Lora")] == ["lora/0.attn.o_proj"]
+
+
+def test_cpu_graphs_take_stock_operators(built: Built, paged: Path) -> None:
+    assert takes_operator(paged)
+    assert not takes_operator(built.bundle.variant("generator"))

@@ -1,0 +1,268 @@
+"""Runs the steps of a plan one after another, keeps what each one left, and puts the bundle in its place.
+
+A finished step has a record.json beside its output, with a digest of everything that decides the result. A later build
+in the same work folder leaves out the steps whose digest is still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from loraplex.build.errors import StepFailed
+from loraplex.build.fingerprint import fingerprint
+from loraplex.build.passes.registry import package_config
+from loraplex.build.plan import RECORD, SPEC, Plan, Step, digest
+from loraplex.build.progress import receive
+from loraplex.build.record import FinishedStep, StepRecord, folder_bytes
+from loraplex.build.step import IMPORTS, LOG, OUTCOME, PASSES, WORKFLOW, Outcome, run_step
+
+CONTEXT = multiprocessing.get_context("forkserver")
+_DIGEST = "digest.txt"
+_CHECKPOINTS = "checkpoints"
+_LINKED = 1_000_000
+"""Bytes."""
+
+
+def has_steps(work: Path) -> bool:
+    """Whether a work folder holds steps of an earlier build."""
+    return any(work.glob(f"*/{WORKFLOW}"))
+
+
+def write_workflows(plan: Plan) -> None:
+    """Write what `olive run --config STEP/workflow.json --package-config passes.json` needs for every step."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    plan.write_data()
+    (plan.work / PASSES).write_bytes(msgspec.json.format(msgspec.json.encode(package_config())))
+    for step in plan.steps:
+        _write_workflow(step)
+
+
+def run_steps(plan: Plan, command: str) -> list[StepRecord]:
+    """Run the steps that are not finished yet; `command` is what to tell people for going on after a failure.
+
+    Returns a record of every step. Raises StepFailed; KeyboardInterrupt and SystemExit end the running step too.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
+    # Threads that wait by spinning cost more than they gain where anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    CONTEXT.set_forkserver_preload(IMPORTS)
+    console = Console(stderr=True)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    plan.write_data()
+    (plan.work / PASSES).write_bytes(msgspec.json.encode(package_config()))
+    known = {"base": fingerprint(Path(plan.job.base))}
+    records = []
+    for number, step in enumerate(plan.steps, 1):
+        known[step.name] = digest(step, plan.work, known)
+        title = f"{number}/{len(plan.steps)} {step.name}"
+        if (record := finished(step, known[step.name])) is not None:
+            console.print(f"{title}: kept from an earlier run", highlight=False)
+        else:
+            record = _run(step, known[step.name], title, command, console)
+            console.print(f"{title}: {describe(record)}", highlight=False)
+        records.append(record)
+    return records
+
+
+def place(bundle: Path, output: Path) -> None:
+    """Put a finished bundle where it was asked for. The work folder keeps its own, which shares the big files."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+        draft, replaced = Path(scratch) / "bundle", Path(scratch) / "replaced"
+        shutil.copytree(bundle, draft, copy_function=_link_or_copy)
+        if output.exists():
+            output.rename(replaced)
+        try:
+            draft.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Small files may be edited in place later, so they are copied."""
+    if Path(source).stat().st_size > _LINKED:
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
+def finished(step: Step, wanted: str) -> StepRecord | None:
+    """The record of a step whose result is there and comes from the same inputs."""
+    try:
+        found = msgspec.json.decode((step.folder / RECORD).read_bytes(), type=FinishedStep)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return found.record if found.digest == wanted and not _missing(step) else None
+
+
+def describe(record: StepRecord) -> str:
+    device = f", {_size(record.peak_device_bytes)} on the GPU" if record.peak_device_bytes else ""
+    return (
+        f"{record.seconds:.1f} s, {_size(record.peak_bytes)} of memory at most{device}, "
+        f"{_size(record.output_bytes)} written"
+    )
+
+
+def _run(step: Step, wanted: str, title: str, command: str, console: Console) -> StepRecord:
+    _clear(step, wanted)
+    _write_workflow(step)
+    (step.folder / _DIGEST).write_text(wanted)
+    log = step.folder / LOG
+    peak = 0
+    with _process(step, console, title) as process:
+        while process.is_alive():
+            peak = max(peak, _resident(process.pid or 0))
+            process.join(0.5)
+    outcome, status = None, process.exitcode
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        outcome = msgspec.json.decode((step.folder / OUTCOME).read_bytes(), type=Outcome)
+    if reason := _reason(step, outcome, status, peak):
+        raise StepFailed(f"step {title} failed: {reason}\n  log: {log}\n  again from here: {command}")
+    assert outcome is not None
+    record = StepRecord(
+        name=step.name,
+        seconds=outcome.seconds,
+        peak_bytes=outcome.peak_bytes,
+        peak_device_bytes=outcome.peak_device_bytes,
+        output_bytes=folder_bytes(step.result),
+    )
+    draft = step.folder / f".{RECORD}"
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(FinishedStep(wanted, record))))
+    draft.rename(step.folder / RECORD)
+    return record
+
+
+def _reason(step: Step, outcome: Outcome | None, status: int | None, peak: int) -> str:
+    """Why a step failed, in one line; empty if it did not."""
+    if outcome is None:
+        memory = psutil.virtual_memory()
+        if status == -signal.SIGKILL:
+            return f"it was killed at {_size(peak)} of memory, this machine has {_size(memory.total)}: it needs more"
+        return f"its process ended with status {status}"
+    if outcome.disk_full:
+        free, base = shutil.disk_usage(step.folder).free, folder_bytes(Path(step.workflow["input_model"]["model_path"]))
+        return f"the disk is full: {_size(free)} are free, the step needs up to {_size(2 * base)}"
+    if outcome.out_of_memory:
+        device = f", {_size(outcome.peak_device_bytes)} on the GPU" if outcome.peak_device_bytes else ""
+        return f"out of memory at {_size(outcome.peak_bytes)}{device}: {outcome.error}"
+    if outcome.error:
+        return outcome.error
+    if missing := _missing(step):
+        return f"it ended without writing {step.result / missing}"
+    return ""
+
+
+def _missing(step: Step) -> str | None:
+    return next((name for name in step.files if not (step.result / name).is_file()), None)
+
+
+def _clear(step: Step, wanted: str) -> None:
+    """Remove what an unfinished run left, except for checkpoints of a training with the same inputs."""
+    before = step.folder / _DIGEST
+    same = before.is_file() and before.read_text() == wanted
+    if step.folder.is_dir():
+        for path in step.folder.iterdir():
+            if same and path.name == _CHECKPOINTS:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _write_workflow(step: Step) -> None:
+    step.folder.mkdir(parents=True, exist_ok=True)
+    (step.folder / WORKFLOW).write_bytes(msgspec.json.format(msgspec.json.encode(step.workflow), indent=2))
+    if step.spec is not None:
+        (step.folder / SPEC).write_bytes(msgspec.json.format(msgspec.json.encode(step.spec), indent=2))
+
+
+@contextlib.contextmanager
+def _process(step: Step, console: Console, title: str) -> Iterator[ForkServerProcess]:
+    """The process of a step, with its bars on the console. It never outlives this block."""
+    read, write = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=run_step, args=(step.folder, write), name=step.name)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _exit) if main else None
+    try:
+        process.start()
+        write.close()
+        with _bars(console) as bars:
+            shown = threading.Thread(target=_show, args=(read, bars, bars.add_task(title, total=None, note=""), title))
+            shown.start()
+            try:
+                yield process
+            finally:
+                process.kill()
+                process.join()
+                shown.join()
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _show(reports: Connection, bars: Progress, task: TaskID, title: str) -> None:
+    """Bring what a step's process reports onto the bar, until it closes its end."""
+    shown = ""
+    while (report := receive(reports)) is not None:
+        if report.note:
+            bars.update(task, note=report.note)
+            continue
+        if report.title != shown:
+            shown = report.title
+            bars.reset(task, description=f"{title} {shown}".strip())
+        bars.update(task, completed=report.done, total=report.total or None)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 5e6 else f"{count / 1e6:.2f} MB"
