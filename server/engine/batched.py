@@ -11,14 +11,15 @@ out again; until then it waits, in turn by adapter. What is left of the KV budge
 from __future__ import annotations
 
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from loraplex.server.bundle import AdapterManifest
-from loraplex.server.engine.forward import Forward, Logits
-from loraplex.server.engine.guide import GuideInvalid, Guides
+from loraplex.server.engine.forward import FindOperator, Forward, Logits, PassFailed
+from loraplex.server.engine.guide import GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.prefix import SHORTEST, PrefixCache, common_prefix
 from loraplex.server.engine.row_adapters import Adapter
@@ -30,6 +31,8 @@ LONGEST_SLICE = 256
 """Prompt tokens; more at once are no faster a token."""
 SLICE_SECONDS = 0.08
 """How long running streams may wait for a slice of a prompt."""
+GUIDE_SECONDS = 0.02
+"""How long a step without anything else to do waits for a guide; commands are read between steps."""
 PROBE = 32
 """Tokens of the prompt that a new lane measures its speed with; fewer at once cost more a token."""
 
@@ -41,18 +44,21 @@ class BatchedLane:
     device = "cpu"
     unsupported: frozenset[str] = frozenset()
 
-    def __init__(self, folder: Path, *, threads: int, prefill_chunk: int, kv_bytes: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int, prefill_chunk: int, kv_bytes: int = 0, operator: FindOperator | None = None
+    ) -> None:
         """Load the base.
 
         `prefill_chunk` 0 measures how many prompt tokens take SLICE_SECONDS, and computes so many at once. `kv_bytes`
-        bounds the KV cache; 0 is half of the memory that is available then. Raises BundleInvalid with onnxruntime's own
-        reason.
+        bounds the KV cache; 0 is half of the memory that is available then. `operator` finds the
+        library of `linear_operator`. Raises BundleInvalid with onnxruntime's own reason.
         """
-        self._forward = Forward(folder, threads)
+        self._forward = Forward(folder, threads, operator)
         self._guides = Guides(folder / "tokenizer.json", self._forward.vocab_size, self._forward.end_tokens)
-        self._kv_tokens = (kv_bytes or psutil.virtual_memory().available // 2) // self._forward.kv.token_bytes
+        self.kv_tokens = (kv_bytes or psutil.virtual_memory().available // 2) // self._forward.kv.token_bytes
         self._slice = prefill_chunk or min(LONGEST_SLICE, max(PROBE, int(SLICE_SECONDS * self._prefill_speed())))
         self._adapters: dict[str, Adapter] = {}
+        self._compiling: dict[int, tuple[Submit, Adapter | None, Future[GuideState]]] = {}
         self._waiting = Turns()
         self._prefilling = Turns()
         self._rows: list[Sequence] = []
@@ -62,21 +68,28 @@ class BatchedLane:
         self._failed: list[Output] = []
 
     @property
+    def kv_usage(self) -> float:
+        return self._reserved / max(1, self.kv_tokens)
+
+    @property
     def busy(self) -> bool:
-        return bool(self._rows or self._waiting or self._failed)
+        return bool(self._rows or self._waiting or self._compiling or self._failed)
 
     def submit(self, request: Submit) -> None:
         try:
             self._check(request)
             adapter = self._adapters[request.adapter] if request.adapter is not None else None
-            guide = self._guides.compile(request.guide) if request.guide else None
-        except (ValueError, GuideInvalid) as error:
-            self._failed.append(Output(request.sequence, [], error=str(error), refused=True))
-            return
-        chooser = Chooser(request.sampling, request.prompt, self._forward.end_tokens, guide)
-        self._waiting.add(Sequence(request, adapter, chooser))
+        except ValueError as error:
+            self._refuse(request, error)
+        else:
+            if request.guide:
+                self._compiling[request.sequence] = request, adapter, self._guides.begin(request.guide)
+            else:
+                self._wait(request, adapter, None)
 
     def step(self) -> list[Output]:
+        if self._compiling:
+            self._take_guides()
         outputs, self._failed = self._failed, []
         self._admit()
         if self._decoding:
@@ -86,13 +99,17 @@ class BatchedLane:
         return outputs
 
     def cancel(self, sequence: int) -> None:
+        if compiling := self._compiling.pop(sequence, None):
+            compiling[2].cancel()
         for found in [s for s in self._waiting if s.id == sequence]:
             self._waiting.remove(found)
         for found in [s for s in self._rows if s.id == sequence]:
             self._leave(found, keep=True)
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
-        self._adapters[name] = Adapter(name, folder / manifest.file)
+        adapter = Adapter(name, folder / manifest.file)
+        self._forward.prepare(adapter)
+        self._adapters[name] = adapter
 
     def unload_adapter(self, name: str) -> None:
         if adapter := self._adapters.pop(name, None):
@@ -106,23 +123,43 @@ class BatchedLane:
         if request.adapter is not None and request.adapter not in self._adapters:
             raise ValueError(f"adapter {request.adapter!r} is not loaded")
         wanted = len(request.prompt) + request.max_tokens
-        if wanted > self._kv_tokens:
+        if wanted > self.kv_tokens:
             raise ValueError(
-                f"prompt and answer may take {wanted} tokens, the KV cache has memory for {self._kv_tokens}: "
+                f"prompt and answer may take {wanted} tokens, the KV cache has memory for {self.kv_tokens}: "
                 "shorten the prompt or lower max_tokens"
             )
+
+    def _take_guides(self) -> None:
+        """Queue the sequences whose guides are compiled."""
+        if not (self._rows or self._waiting or self._failed):
+            wait([guide for _, _, guide in self._compiling.values()], GUIDE_SECONDS, FIRST_COMPLETED)
+        for request, adapter, guide in list(self._compiling.values()):
+            if not guide.done():
+                continue
+            del self._compiling[request.sequence]
+            try:
+                self._wait(request, adapter, guide.result())
+            except GuideInvalid as error:
+                self._refuse(request, error)
+
+    def _wait(self, request: Submit, adapter: Adapter | None, guide: GuideState | None) -> None:
+        chooser = Chooser(request.sampling, request.prompt, self._forward.end_tokens, guide)
+        self._waiting.add(Sequence(request, adapter, chooser))
+
+    def _refuse(self, request: Submit, error: Exception) -> None:
+        self._failed.append(Output(request.sequence, [], error=str(error), refused=True))
 
     def _admit(self) -> None:
         """Give rows to waiting sequences, as far as rows and KV cache go."""
         while self._waiting and len(self._rows) < MAX_ROWS:
             sequence = self._waiting.first()
-            if self._reserved + sequence.longest > self._kv_tokens:
+            if self._reserved + sequence.longest > self.kv_tokens:
                 return
             self._waiting.pass_on()
             self._waiting.remove(sequence)
             self._reserved += sequence.longest
             self._kept.find(sequence.adapter, sequence.prompt)  # used last, so evicted last
-            while self._reserved + self._kept.tokens > self._kv_tokens and self._kept.evict():
+            while self._reserved + self._kept.tokens > self.kv_tokens and self._kept.evict():
                 pass
             self._rows.append(sequence)
             self._prefilling.add(sequence)
@@ -142,7 +179,7 @@ class BatchedLane:
         ids = sequence.prompt[sequence.filled : sequence.filled + self._slice]
         try:
             logits = self._forward.prefill(row, ids, sequence.filled, sequence.adapter)
-        except RuntimeError as error:
+        except PassFailed as error:
             return [self._fail(sequence, error)]
         sequence.filled += len(ids)
         if sequence.filled < len(sequence.prompt):
@@ -176,14 +213,14 @@ class BatchedLane:
         failed: dict[int, Exception] = {}
         try:
             logits = self._forward.decode(ids, lengths, adapters)
-        except RuntimeError:
+        except PassFailed:
             # Which row it was, onnxruntime does not say. Running a row again writes the same keys and values again.
             logits = np.full((len(ids), self._forward.vocab_size), np.nan, np.float32)
             for row in range(len(ids)):
                 one = slice(row, row + 1)
                 try:
                     logits[one] = self._forward.decode(ids[one], lengths[one], adapters[one], first=row)
-                except RuntimeError as error:
+                except PassFailed as error:
                     failed[row] = error
         outputs = [self._fail(sequences[row], error) for row, error in failed.items()]
         alive = [row for row in range(len(sequences)) if row not in failed]
@@ -248,7 +285,7 @@ class BatchedLane:
         current = owner is None or self._adapters.get(owner.name) is owner
         if len(tokens) < SHORTEST or not current or self._kept.covers(owner, tokens):
             return
-        while self._reserved + self._kept.tokens + len(tokens) > self._kv_tokens:
+        while self._reserved + self._kept.tokens + len(tokens) > self.kv_tokens:
             if not self._kept.evict():
                 return
         self._kept.keep(owner, tokens, self._forward.kv.read(row, len(tokens)))

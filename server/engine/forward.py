@@ -8,27 +8,52 @@ prefill gives one row several.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from loraplex.server.engine.kv_cache import KvCache, Part
-from loraplex.server.engine.row_adapters import Adapter, RowAdapters
+from loraplex.server.engine.linear_graph import ADAPTERS, use_linear
+from loraplex.server.engine.row_adapters import Adapter, AdapterTables, RowAdapters
 from loraplex.server.engine.row_graph import EXTERNAL_DATA, LORA, row_graph
 from loraplex.server.errors import BundleInvalid
+
+logger = logging.getLogger("loraplex.batched")
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
-KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
+FindOperator = Callable[[], Path | None]
+
+KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", ADAPTERS}
 ERRORS_ONLY = 3
+ORT_ERRORS = (
+    RuntimeError,
+    ort_errors.EPFail,
+    ort_errors.EngineError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+"""What onnxruntime raises: one class for each status code, which have no base of their own, and RuntimeError."""
 SPIN_MICROSECONDS = "20"
 """How long a thread looks for work before it sleeps: enough between two nodes of a graph. The default is so long that
 it keeps the API process off its core; see docs/batched-lane.md for what that costs."""
+
+
+class PassFailed(Exception):
+    """A forward pass gave nothing; str() is onnxruntime's reason in a line."""
 
 
 class Forward:
@@ -37,18 +62,17 @@ class Forward:
     `vocab_size` is the width of the logits; `end_tokens` are the ids that end an answer.
     """
 
-    def __init__(self, folder: Path, threads: int) -> None:
-        """Load the base; raises BundleInvalid with onnxruntime's own reason."""
+    def __init__(self, folder: Path, threads: int, operator: FindOperator | None = None) -> None:
+        """Load the base; raises BundleInvalid with onnxruntime's own reason.
+
+        `operator` finds the library of `linear_operator`, whose operator takes the place of onnxruntime's where it can;
+        it is called if there is something to do for it.
+        """
         try:
             model = json.loads((folder / "genai_config.json").read_text("utf-8"))["model"]
             path, head_size = folder / model["decoder"]["filename"], model["decoder"]["head_size"]
-            options = ort.SessionOptions()
-            options.intra_op_num_threads = threads
-            options.log_severity_level = ERRORS_ONLY
-            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
-            options.add_session_config_entry(EXTERNAL_DATA, str(folder))
-            self._session = ort.InferenceSession(row_graph(path), options, providers=["CPUExecutionProvider"])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            self._session, projections = _open_session(folder, path, threads, operator)
+        except (OSError, ValueError, KeyError, *ORT_ERRORS) as error:
             raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
         end = model["eos_token_id"]
         self.end_tokens = frozenset([end] if isinstance(end, int) else end)
@@ -72,18 +96,25 @@ class Forward:
         self._last_only = logits.shape[1] == 1
         self._positions = "position_ids" in inputs
         self.kv = KvCache(parts)
-        self._prefill = _Step(self._session, lora)
-        self._decode = _Step(self._session, lora)
+        tables = AdapterTables(projections)
+        self._tables = tables
+        self._prefill = _Step(self._session, lora, tables)
+        self._decode = _Step(self._session, lora, tables)
 
     def reserve(self, rows: int, length: int, held: Sequence[int]) -> None:
         """Make room in the KV cache: see KvCache.reserve. Raises OSError."""
         if self.kv.reserve(rows, length, held):
             self._prefill.kv_rows = self._decode.kv_rows = None
 
+    def prepare(self, adapter: Adapter) -> None:
+        """Bring a new adapter's weights into the form that passes read; without it, its first pass does."""
+        if self._tables:
+            self._tables.prepare(adapter)
+
     def prefill(self, row: int, ids: Ids, start: int, adapter: Adapter | None) -> Logits:
         """Compute ids [tokens] of one row behind its first `start` tokens; the last token's logits [vocab_size].
 
-        They are valid until the next call.
+        They are valid until the next call. Raises PassFailed.
         """
         step, end = self._prefill, start + len(ids)
         step.bind_rows(self.kv, row, 1, [adapter])
@@ -103,7 +134,7 @@ class Forward:
     ) -> Logits:
         """One token ids[i] for each row first + i, lengths[i] tokens long with it; logits [rows, vocab_size].
 
-        The logits are valid until the next call.
+        The logits are valid until the next call. Raises PassFailed.
         """
         step, rows = self._decode, len(ids)
         step.bind_rows(self.kv, first, rows, adapters)
@@ -123,15 +154,37 @@ class Forward:
             step.release()
 
 
+def _open_session(folder: Path, path: Path, threads: int, operator: FindOperator | None) -> tuple[Any, list[str]]:
+    """The session, and the projections whose adapters it takes as tables. Raises BundleInvalid and ORT_ERRORS."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
+    options.add_session_config_entry(EXTERNAL_DATA, str(folder))
+    model = row_graph(path)
+    projections = use_linear(model) if operator else []
+    if operator and projections:
+        library = operator()
+        try:
+            if library is None:
+                return _open_session(folder, path, threads, None)
+            options.register_custom_ops_library(str(library))
+        except ORT_ERRORS as error:  # one that was made on another machine
+            logger.warning("the operator of 4-bit layers cannot be loaded, slower ones take its place: %s", error)
+            return _open_session(folder, path, threads, None)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]), projections
+
+
 class _Step:
     """An IOBinding that stays bound to what does not change from step to step."""
 
     kv_rows: tuple[int, int] | None
     """First row and number of rows that the KV is bound for; None: bind it anew."""
 
-    def __init__(self, session: Any, lora: dict[str, tuple[int, int]]) -> None:
+    def __init__(self, session: Any, lora: dict[str, tuple[int, int]], tables: AdapterTables) -> None:
         self._session = session
         self._adapters = RowAdapters(lora)
+        self._tables = tables
         self._bound: Sequence[Adapter | None] = ()
         self._binding = session.io_binding()
         self._fed: dict[str, Ids] = {}
@@ -144,6 +197,8 @@ class _Step:
             self.kv_rows = (first, rows)
         if len(self._bound) != rows or any(a is not b for a, b in zip(self._bound, adapters, strict=True)):
             self._adapters.bind(self._binding, adapters)
+            if self._tables:
+                self.bind(ADAPTERS, self._tables.addresses(adapters))
             self._bound = tuple(adapters)
 
     def bind(self, name: str, values: Ids) -> None:
@@ -155,11 +210,17 @@ class _Step:
         buffer[...] = values
 
     def run(self, shape: tuple[int, int, int]) -> Logits:
-        """Compute logits of this shape, [rows, tokens, vocabulary]; returns those of each row's last token."""
+        """Compute logits of this shape, [rows, tokens, vocabulary]; returns those of each row's last token.
+
+        Raises PassFailed.
+        """
         if self._logits.shape != shape:
             self._logits = np.empty(shape, np.float32)
             self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except ORT_ERRORS as error:
+            raise PassFailed(str(error).partition("\n")[0]) from None
         return self._logits[:, -1]
 
     def release(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ class GuideInvalid(Exception):
 
 
 class Guides:
-    """Compiles guides for one tokenizer."""
+    """Compiles guides for one tokenizer, one after another and beside whatever else its owner does."""
 
     def __init__(self, tokenizer: Path, vocab_size: int, end_tokens: frozenset[int]) -> None:
         """`tokenizer` is a tokenizer.json. It is read when the first guide comes."""
@@ -29,9 +30,14 @@ class Guides:
         self._vocab_size = vocab_size
         self._end_tokens = sorted(end_tokens)
         self._tokenizer: Any = None
+        # llguidance lets go of the GIL while it compiles, which takes seconds for the largest guides.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="guides")
 
-    def compile(self, guide: Guide) -> GuideState:
-        """Raises GuideInvalid."""
+    def begin(self, guide: Guide) -> Future[GuideState]:
+        """Start to compile; the result raises GuideInvalid."""
+        return self._thread.submit(self._compile, guide)
+
+    def _compile(self, guide: Guide) -> GuideState:
         try:
             if self._tokenizer is None:
                 self._tokenizer = LLTokenizer(

@@ -8,6 +8,8 @@ different lengths cost what they hold. Rows and length grow in powers of two.
 from __future__ import annotations
 
 import mmap
+import platform
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,10 @@ Tokens = list[npt.NDArray[np.float32]]
 SHORTEST = 256
 """Tokens; every row's part of a buffer is then a whole number of memory pages."""
 FLOAT32 = np.dtype(np.float32).itemsize
+NORESERVE: int = getattr(
+    mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
+)
+"""Linux's MAP_NORESERVE, which Python names from 3.13 on."""
 
 
 class Part(NamedTuple):
@@ -53,7 +59,7 @@ class KvCache:
         self.rows = max(self.rows, 1 << (rows - 1).bit_length())
         self.length = max(self.length, SHORTEST, 1 << (length - 1).bit_length())
         for index, part in enumerate(self._parts):
-            memory, buffer = _allocate((self.rows, part.kv_heads, self.length, part.head_size))
+            memory, buffer = allocate((self.rows, part.kv_heads, self.length, part.head_size))
             if index < len(self._buffers):
                 for row, tokens in enumerate(held):
                     if tokens:
@@ -109,12 +115,16 @@ class KvCache:
         return False
 
 
-def _allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, Buffer]:
-    """Zeros that take memory when they are written. Not np.zeros: numpy asks for huge pages, which take 2 MB each."""
+def allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, Buffer]:
+    """Zeros that take memory when they are written. Not np.zeros: numpy asks for huge pages, which take 2 MB each.
+
+    Private memory: of shared memory, which mmap makes by default, the kernel gets nothing back before it is unmapped.
+    """
     size = int(np.prod(shape)) * FLOAT32
-    if hasattr(mmap, "MAP_NORESERVE"):
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
     else:
         memory = mmap.mmap(-1, size)
     return memory, np.frombuffer(memory, np.float32).reshape(shape)

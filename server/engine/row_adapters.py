@@ -1,14 +1,19 @@
-"""The adapters of a step's rows, as the graph of `row_graph` takes them.
+"""The adapters of a step's rows, as the graph takes them.
 
-Rows that all run under one adapter share its weights, bound where the adapter file lies in memory. Different adapters
-are stacked: every row has a slice of its own, padded with zeros to the highest rank among them, which is written when
-another adapter comes to that row and then stays. A step reads each row's slice once; nothing is copied for it.
+Where layers are nodes of the compiled operator, `AdapterTables` says where each row's weights lie in memory.
+
+Elsewhere `RowAdapters` feeds the LoRA inputs of `row_graph`. Rows that all run under one adapter share its weights,
+bound where they lie. Different adapters are stacked: every row has a slice of its own, padded with zeros to the highest
+rank among them, which is written when another adapter comes to that row and then stays. A step reads each row's slice
+once; nothing is copied for it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
+import mmap
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,16 @@ import numpy as np
 import numpy.typing as npt
 from onnxruntime import AdapterFormat
 
+from loraplex.server.engine.kv_cache import allocate
 from loraplex.server.engine.row_graph import LORA
 from loraplex.server.errors import AdapterInvalid
 
 Weights = npt.NDArray[np.float32]
+
+LEAST_HALF, MOST_HALF = 2.0**-10, 65504.0
+"""Between these the largest value of a matrix may be for float16, whose steps below 2**-14 are 2**-24."""
+SLICES = 8
+"""Room for so many rows at least, so that a stack need not grow, and be written anew, whenever a row joins."""
 
 
 class Adapter:
@@ -33,7 +44,7 @@ class Adapter:
             values = AdapterFormat.read_adapter(str(path)).get_parameters()
         except RuntimeError as error:
             raise AdapterInvalid(f"adapter {name!r}: {error}") from None
-        self._owners = list(values.values())
+        self._owners = dict(values)
         self.weights: dict[str, Weights] = {tensor: _view(value) for tensor, value in values.items()}
         """A [in_features, rank] and B [rank, out_features], float32, by the name of the graph input."""
 
@@ -41,6 +52,16 @@ class Adapter:
         """0 where the adapter leaves the projection alone."""
         a = self.weights.get(f"{projection}{LORA}A.weight")
         return 0 if a is None else a.shape[1]
+
+    def take(self, projection: str) -> tuple[Weights, Weights] | None:
+        """A and B of a projection, which the adapter has no longer; None where it leaves the projection alone."""
+        names = [f"{projection}{LORA}{side}.weight" for side in "AB"]
+        if names[0] not in self.weights:
+            return None
+        a, b = (self.weights.pop(name).copy() for name in names)
+        for name in names:
+            del self._owners[name]
+        return a, b
 
 
 class RowAdapters:
@@ -53,9 +74,12 @@ class RowAdapters:
         self._written: list[bool] = []
         self._ranks: dict[str, int] = {}
         self._stack: dict[str, Weights] = {}
+        self._memory: mmap.mmap | None = None
 
     def bind(self, binding: Any, rows: Sequence[Adapter | None]) -> None:
         """Bind an onnxruntime IOBinding's LoRA inputs for rows under these adapters; None is the base."""
+        if not self._inputs:
+            return
         first = rows[0]
         if all(row is first for row in rows):
             self._bind_shared(binding, first)
@@ -67,7 +91,7 @@ class RowAdapters:
     def release(self) -> bool:
         """Give the stack's memory back; whether there was one, which must not be run with any more."""
         had = bool(self._stack)
-        self._stack, self._ranks, self._slices, self._written = {}, {}, [], []
+        self._stack, self._ranks, self._slices, self._written, self._memory = {}, {}, [], [], None
         return had
 
     def _bind_shared(self, binding: Any, adapter: Adapter | None) -> None:
@@ -85,7 +109,7 @@ class RowAdapters:
         ranks = {projection: max(a.rank(projection) for a in adapters) for projection in self._inputs}
         fits = len(rows) <= len(self._slices) and all(ranks[p] <= self._ranks[p] for p in ranks)
         if not fits or 2 * self._size(ranks) < self._size(self._ranks):
-            self._allocate(ranks, 1 << (len(rows) - 1).bit_length())
+            self._allocate(ranks, max(SLICES, 1 << (len(rows) - 1).bit_length()))
         for index, row in enumerate(rows):
             if not self._written[index] or self._slices[index] is not row:
                 self._write(index, row)
@@ -96,8 +120,9 @@ class RowAdapters:
     def _allocate(self, ranks: dict[str, int], slices: int) -> None:
         self.release()  # the old stack before the new one
         self._ranks, self._slices, self._written = ranks, [None] * slices, [False] * slices
-        # One block, because the C library keeps many small ones for itself when they are freed.
-        block = np.empty(slices * self._size(ranks), np.float32)
+        # A slice takes memory when it is written, so that there may be more of them than rows; and one block, because
+        # the C library keeps many small ones for itself when they are freed.
+        self._memory, block = allocate((max(1, slices * self._size(ranks)),))
         start = 0
         for projection, (rows, columns) in self._inputs.items():
             for side, shape in (("A", (slices, rows, ranks[projection])), ("B", (slices, ranks[projection], columns))):
@@ -117,6 +142,55 @@ class RowAdapters:
                 target[rows:] = 0
                 target[:, columns:] = 0
         self._slices[index], self._written[index] = adapter, True
+
+
+class AdapterTables:
+    """The adapters of rows as the operator of `linear_graph` takes them: the address of a table for each row.
+
+    However many rows share an adapter, its weights are there once. They are kept in float16 where it holds them: the
+    operator waits for them to be read, and its base has 4 bits.
+    """
+
+    def __init__(self, projections: Sequence[str]) -> None:
+        self._projections = projections
+        self._tables: weakref.WeakKeyDictionary[Adapter, AdapterTable] = weakref.WeakKeyDictionary()
+
+    def __bool__(self) -> bool:
+        return bool(self._projections)
+
+    def prepare(self, adapter: Adapter) -> AdapterTable:
+        """Take over the adapter's weights, if that has not been done."""
+        if adapter not in self._tables:
+            self._tables[adapter] = AdapterTable([adapter.take(projection) for projection in self._projections])
+        return self._tables[adapter]
+
+    def addresses(self, rows: Sequence[Adapter | None]) -> npt.NDArray[np.int64]:
+        """Of each row's table, 0 for the base. They are good for as long as the adapters live."""
+        return np.array([0 if row is None else self.prepare(row).entries.ctypes.data for row in rows], np.int64)
+
+
+class AdapterTable:
+    """One adapter: `entries` [projections, 4] are the addresses of A and B, the rank, and whether they are float16."""
+
+    def __init__(self, projections: Sequence[tuple[Weights, Weights] | None]) -> None:
+        """A [in_features, rank] and B [rank, out_features] of each projection; None where there are none."""
+        self.entries = np.zeros((len(projections), 4), np.int64)
+        self._kept: list[npt.NDArray[Any]] = []
+        for index, sides in enumerate(projections):
+            if sides is not None and sides[0].size:
+                a, b = _halved(*sides) or sides
+                self.entries[index] = a.ctypes.data, b.ctypes.data, a.shape[1], a.dtype == np.float16
+                self._kept += [a, b]
+
+
+def _halved(a: Weights, b: Weights) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]] | None:
+    """In float16, with the rank filled up to a multiple of 8; None where that loses more than digits."""
+    for side in (a, b):
+        largest = float(np.abs(side).max())
+        if not LEAST_HALF <= largest <= MOST_HALF and largest != 0:
+            return None
+    more = -a.shape[1] % 8
+    return np.pad(a, ((0, 0), (0, more))).astype(np.float16), np.pad(b, ((0, more), (0, 0))).astype(np.float16)
 
 
 def _bind(binding: Any, name: str, address: int, shape: tuple[int, ...]) -> None:

@@ -18,14 +18,14 @@ EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 """Session option: where a model given as bytes finds its weights, which are then mapped, not read."""
 
 
-def row_graph(path: Path) -> bytes:
-    """The model in `path`, its weights still in the file beside it, as onnxruntime takes it with EXTERNAL_DATA set.
+def row_graph(path: Path) -> onnx.ModelProto:
+    """The model in `path`, its weights still in the file beside it, where onnxruntime finds them by EXTERNAL_DATA.
 
     Each LoRA input is declared [adapters, ...] with adapters 1 or the number of rows, and must be fed: the zero-rank
     defaults, which have the wrong number of dimensions, are gone. Raises BundleInvalid where the file is no model.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        model: onnx.ModelProto = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own exceptions, of which onnx documents none
         raise BundleInvalid(f"{path} is not an ONNX model: {error}") from None
     graph = model.graph
@@ -40,4 +40,4 @@ def row_graph(path: Path) -> bytes:
     graph.initializer.extend(kept)
     # Shapes that the exporter inferred with two-dimensional LoRA inputs.
     del graph.value_info[:]
-    return bytes(model.SerializeToString())
+    return model

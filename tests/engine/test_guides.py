@@ -106,3 +106,30 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_told(folder: Path) -> None:
     answer = run(lane, [Submit(0, None, [60], 5, GREEDY, GUIDES[1])])[0]
     assert answer.error is not None
     assert not lane.busy
+
+
+def test_streams_go_on_while_a_large_guide_is_compiled(lane: BatchedLane) -> None:
+    large = Guide("regex", "".join(f"(a{index}|b{index}.*)?" for index in range(1500)) + "z")
+    endless = Sampling(temperature=0, ignore_eos=True)
+    lane.submit(Submit(0, None, [60], 200, endless))
+    lane.step()
+    lane.submit(Submit(1, None, [60], 4, GREEDY, large))
+    before = 0
+    while 1 not in (outputs := {output.sequence: output for output in lane.step()}):
+        before += len(outputs)
+    assert before > 10
+    assert outputs[1].error is None
+    lane.cancel(0)
+    lane.cancel(1)
+    assert not lane.busy
+
+
+def test_a_request_can_be_cancelled_while_its_guide_is_compiled(lane: BatchedLane) -> None:
+    large = Guide("regex", "".join(f"(a{index}|c{index}.*)?" for index in range(1500)) + "z")
+    for index in range(3):
+        lane.submit(Submit(index, None, [60], 4, GREEDY, large))
+    assert lane.busy
+    for index in (1, 0, 2):
+        lane.cancel(index)
+    assert not lane.busy
+    assert lane.step() == []

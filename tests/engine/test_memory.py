@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import psutil
 import pytest
 
+from loraplex.server.engine.kv_cache import KvCache, Part
 from loraplex.server.engine.messages import Submit
 from loraplex.server.engine.row_adapters import Adapter
 from tests.engine.lanes import GREEDY, Answer, Model, ask, batched, run
@@ -101,6 +104,24 @@ def test_memory_comes_back(llama: Model) -> None:
     for _ in range(10):
         run(lane, requests)
     assert psutil.Process().memory_info().rss - before < 8 << 20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the pages")
+def test_a_row_that_is_released_holds_no_memory() -> None:
+    kv = KvCache([Part("past", "present", 2, 64)])
+    kv.reserve(4, 512)
+    (rows,) = kv._buffers
+    rows[:3] = 1
+    before = psutil.Process().memory_info()
+    kv.release(1)
+    after = psutil.Process().memory_info()
+    assert before.rss - after.rss >= rows[1].nbytes * 0.9
+    assert before.shared - after.shared < rows[1].nbytes * 0.1
+    assert not rows[1].any()
+    assert rows[0].all()
+    assert rows[2].all()
+    kv.release_all()
+    assert not rows.any()
 
 
 def test_an_adapter_is_mapped_not_copied(llama: Model) -> None:

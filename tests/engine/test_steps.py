@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnxruntime import AdapterFormat, OrtValue
 
-from loraplex.server.bundle import AdapterManifest
+from loraplex.server.bundle import AdapterManifest, Bundle
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.messages import Guide, Sampling, Submit
 from loraplex.server.errors import BundleInvalid
@@ -102,3 +104,50 @@ def test_a_base_that_is_none(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with pytest.raises(BundleInvalid):
         BatchedLane(tmp_path, threads=1, prefill_chunk=0)
+
+
+@pytest.fixture
+def gap(llama: Model, tmp_path: Path) -> Model:
+    """The llama bundle whose base has no embedding for the ids from 140 on: onnxruntime refuses a pass with one."""
+    shutil.copytree(llama.bundle.folder, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "base" / "generator" / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (embedding,) = (tensor for tensor in model.graph.initializer if "embed_tokens" in tensor.name)
+    (length,) = (entry for entry in embedding.external_data if entry.key == "length")
+    length.value = str(int(length.value) * 140 // embedding.dims[0])
+    embedding.dims[0] = 140
+    onnx.save(model, path)
+    return Model(Bundle.open(tmp_path / "bundle"), llama.checkpoint, llama.peft)
+
+
+def test_a_pass_that_onnxruntime_refuses_costs_the_row_that_it_is_refused_for(gap: Model) -> None:
+    lane = batched(gap)
+    unmade = Sampling(temperature=0, ignore_eos=True, logit_bias={150: 1e4})
+    made = Sampling(temperature=0, ignore_eos=True, logit_bias=dict.fromkeys(range(140, 160), -10000.0))
+    requests = [
+        Submit(0, None, LONG[:9], 12, made),
+        Submit(1, "four", [9, 10], 12, unmade),
+        Submit(2, "nine", [11, 12, 150], 12, made),
+        Submit(3, "four", LONG[:20], 12, made),
+        Submit(4, None, LONG[:5], 12, unmade),
+    ]
+    answers = run(lane, requests)
+    for index in (1, 2, 4):
+        error = answers[index].error
+        assert error is not None
+        assert "150" in error
+        assert "\n" not in error
+    assert [answers[index].tokens for index in (1, 2, 4)] == [[150], [], [150]]
+    for index in (0, 3):
+        assert answers[index].error is None
+        assert answers[index].tokens == run(batched(gap), [requests[index]])[index].tokens
+    assert not lane.busy
+
+
+def test_a_base_that_onnxruntime_refuses_is_told(gap: Model) -> None:
+    folder = gap.bundle.variant("generator")
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(BundleInvalid, match="NoSuchOperator"):
+        BatchedLane(folder, threads=1, prefill_chunk=0)
