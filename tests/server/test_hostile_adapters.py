@@ -173,6 +173,7 @@ def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_hostile_uploads_are_refused(server: ServerProcess, tiny: TinyBundle, tmp_path: Path) -> None:
     corpus = Corpus(tiny)
     before = {name: ask(server, name, [10, 20, 30]) for name in ("tiny", *tiny.adapters)}
