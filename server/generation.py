@@ -13,7 +13,7 @@ from loraplex.server.engine.client import EngineClient
 from loraplex.server.engine.messages import Finish, Guide, Logprobs, Output, Sampling
 from loraplex.server.errors import ContextLengthExceeded, DeadlineExceeded, LoraplexError
 from loraplex.server.metrics import Metrics
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.text.detokenizer import Detokenizer
 from loraplex.server.text.stop import StopStrings
 from loraplex.server.text.tokenizer import Text

@@ -13,19 +13,15 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-from msgspec import Struct
 
 from loraplex.server.bundle import (
     ADAPTER_MANIFEST,
     AdapterManifest,
     Bundle,
     Name,
-    Sampling,
     inside,
     read_adapter_manifest,
 )
@@ -38,46 +34,13 @@ from loraplex.server.errors import (
     InvalidRequest,
     ModelNotFound,
 )
+from loraplex.server.model import Adapter, Model
 from loraplex.server.options import Options
 from loraplex.server.store import Store
 from loraplex.server.text.template import ChatTemplate
 from loraplex.server.text.tokenizer import Text
 
 logger = logging.getLogger("loraplex.registry")
-
-State = Literal["loading", "ready", "draining", "failed"]
-
-
-class Model(Struct, frozen=True):
-    """What one name stands for. `adapter` is what the engine calls it; None for the base."""
-
-    name: str
-    adapter: str | None
-    template: ChatTemplate | None
-    sampling: tuple[Sampling, ...]
-    """Defaults in order of precedence."""
-    created: int
-    root: str
-    description: str
-    manifest: AdapterManifest | None = None
-    options: Options = Options()
-
-
-@dataclass
-class Adapter:
-    """One load of one adapter."""
-
-    name: str
-    folder: Path
-    source: str
-    state: State = "loading"
-    reason: str = ""
-    """Why it failed."""
-    model: Model | None = None
-    users: int = 0
-    """Requests that run or wait under it."""
-    used: float | None = None
-    """Unix time of the last request for it."""
 
 
 class Registry:

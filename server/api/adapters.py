@@ -20,8 +20,8 @@ from loraplex.server.api.stream import json_response
 from loraplex.server.api.upload import is_upload, receive
 from loraplex.server.bundle import AdapterManifest, Base, Name, Positive, Sampling
 from loraplex.server.errors import AdapterInvalid, Forbidden, ModelNotFound
+from loraplex.server.model import Adapter, State
 from loraplex.server.options import MAX_ALIASES, Options
-from loraplex.server.registry import Adapter, State
 from loraplex.server.rotation import Priority
 from loraplex.server.serving import Serving, serving
 

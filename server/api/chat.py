@@ -33,7 +33,7 @@ from loraplex.server.api.stream import event, json_response
 from loraplex.server.api.tools import calling
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 from loraplex.server.text.tool_format import ToolFormat
 from loraplex.server.text.tool_parser import ArgumentsText, CallBegun, Piece

@@ -20,7 +20,7 @@ from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice
 from loraplex.server.api.stream import event, json_response
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
 from loraplex.server.generation import Job, token_budget
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 
 DEFAULT_MAX_TOKENS = 16

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from loraplex.server.api.access import check_model, key_of
 from loraplex.server.api.schema import ModelCard, ModelList
 from loraplex.server.api.stream import json_response
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from loraplex.server.api.conversation import AssistantMessage, ChatMessage, ToolMessage
 from loraplex.server.errors import InvalidRequest
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 
 ROLES = {"developer": "system"}
 """OpenAI's newer name for the system role; templates know the older one."""

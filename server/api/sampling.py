@@ -9,7 +9,7 @@ import msgspec
 from loraplex.server.api.schema import Generate
 from loraplex.server.engine.messages import Sampling
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving
 
 SEEDS = 2**31

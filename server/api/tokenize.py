@@ -18,7 +18,7 @@ from loraplex.server.api.prompt import render
 from loraplex.server.api.stream import json_response
 from loraplex.server.api.tools import plain
 from loraplex.server.errors import InvalidRequest
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 
 

@@ -11,7 +11,7 @@ from loraplex.server.api.guides import check, guide_of
 from loraplex.server.api.schema import ChatRequest
 from loraplex.server.engine.messages import Guide
 from loraplex.server.errors import InvalidRequest
-from loraplex.server.registry import Model
+from loraplex.server.model import Model
 from loraplex.server.serving import Serving
 from loraplex.server.text.tool_format import GENERIC, Callable, ToolFormat, grammar
 

@@ -1,0 +1,47 @@
+"""What stands behind the names that clients give: models, and the loads of adapters that they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from loraplex.server.bundle import AdapterManifest, Sampling
+from loraplex.server.options import Options
+from loraplex.server.text.template import ChatTemplate
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+
+class Model(Struct, frozen=True):
+    """What one name stands for. `adapter` is what the engine calls it; None for the base."""
+
+    name: str
+    adapter: str | None
+    template: ChatTemplate | None
+    sampling: tuple[Sampling, ...]
+    """Defaults in order of precedence."""
+    created: int
+    root: str
+    description: str
+    manifest: AdapterManifest | None = None
+    options: Options = Options()
+
+
+@dataclass
+class Adapter:
+    """One load of one adapter."""
+
+    name: str
+    folder: Path
+    source: str
+    state: State = "loading"
+    reason: str = ""
+    """Why it failed."""
+    model: Model | None = None
+    users: int = 0
+    """Requests that run or wait under it."""
+    used: float | None = None
+    """Unix time of the last request for it."""
