@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from olive.passes.olive_pass import PassConfigParam
 from olive.passes.pytorch.lora import LoRA, QLoRA
 from transformers import TrainerCallback, set_seed
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer import TRAINER_STATE_NAME
 
 from loraplex.build import awq, progress
 from loraplex.build.twin import load_twin
@@ -77,6 +79,8 @@ class _RecipeTraining(LoRA):
         losses = _Losses()
         INTEGRATION_TO_CALLBACK[_REPORTER] = losses
         config.training_args.report_to = _REPORTER
+        if config.training_args.output_dir:
+            _drop_unfinished(Path(config.training_args.output_dir))
         # The folder that the base lies in on this machine is nobody's business.
         for each in model.peft_config.values():
             each.base_model_name_or_path = ""
@@ -109,6 +113,13 @@ class AdapterLora(_RecipeTraining):
 
 class AdapterQLora(_RecipeTraining, QLoRA):
     """Olive's QLoRA: the base is in bitsandbytes' nf4 while an adapter is trained on it."""
+
+
+def _drop_unfinished(checkpoints: Path) -> None:
+    """Delete checkpoints whose writing was interrupted: transformers would go on from the last, whole or not."""
+    for folder in checkpoints.glob("checkpoint-*"):
+        if not (folder / TRAINER_STATE_NAME).is_file():  # what the trainer writes last
+            shutil.rmtree(folder)
 
 
 def answer_start(ids: Sequence[int], marker: Sequence[int]) -> int | None:

@@ -176,7 +176,7 @@ def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     command = [sys.executable, "-W", "ignore", "-m", "loraplex.server", "build", "recipe.yaml", "-o", "bundle"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     step = tmp_path / "bundle.work/1-train-tone"
-    while not (step / "checkpoints/checkpoint-20").is_dir():
+    while not (step / "checkpoints/checkpoint-20/trainer_state.json").is_file():
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
@@ -185,6 +185,7 @@ def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     assert "interrupted; go on with: loraplex build recipe.yaml -o bundle --resume" in told
     assert not (tmp_path / "bundle").exists()
     assert not (step / "record.json").exists()
+    (step / "checkpoints/checkpoint-390").mkdir()  # as one looks whose writing was interrupted
     result = build(tmp_path, "recipe.yaml", "-o", "bundle", "--resume")
     assert result.returncode == 0, result.stderr
     assert "Resuming training at" in (step / "log.txt").read_text()
