@@ -81,7 +81,8 @@ def test_who_left_is_told_from_who_was_answered(server: ServerProcess) -> None:
     answer = ask(server, "left", stream=True, max_tokens=100, extra_body={"ignore_eos": True}, n=16)
     next(iter(answer))
     answer.close()
-    assert line(server, "left")["finish"] == "cancelled"
+    # A fast machine may have finished some of the sixteen by then.
+    assert "cancelled" in str(line(server, "left")["finish"]).split(",")
 
 
 def test_an_error_in_a_stream_has_its_code(server: ServerProcess) -> None:

@@ -68,6 +68,6 @@ def test_a_slash_too_many_is_no_redirect(tiny_server: ServerProcess) -> None:
     status, body = tiny_server.get("/v1/models/")
     assert status == 404
     assert body["error"] == {
-        **{"message": "GET /v1/models/: Not Found", "type": "invalid_request_error"},
+        **{"message": "GET /v1/models/: there is no such path", "type": "invalid_request_error"},
         **{"param": None, "code": "not_found"},
     }
