@@ -1,8 +1,8 @@
 """The batched lane: sequences of different adapters in one forward pass, on CPU.
 
 A step gives one token to every sequence that decodes, and computes one slice of one prompt, so that a running stream
-waits for at most one slice. Prompts take turns by adapter. Rows 0 .. decoding - 1 decode, the rows behind them are
-being prefilled; a row that leaves is filled by the last one.
+waits for at most one slice. Rows 0 .. decoding - 1 decode, the rows behind them are being prefilled; a row that leaves
+is filled by the last one.
 
 A sequence gets a row when the KV cache has room for its prompt and its whole answer, so nothing that runs is ever put
 out again; until then it waits, in turn by adapter. What is left of the KV budget keeps the KV of finished sequences.
@@ -11,6 +11,7 @@ out again; until then it waits, in turn by adapter. What is left of the KV budge
 from __future__ import annotations
 
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
@@ -155,7 +156,7 @@ class BatchedLane:
             sequence = self._waiting.first()
             if self._reserved + sequence.longest > self.kv_tokens:
                 return
-            self._waiting.pass_on()
+            self._waiting.pass_on(sequence.adapter)
             self._waiting.remove(sequence)
             self._reserved += sequence.longest
             self._kept.find(sequence.adapter, sequence.prompt)  # used last, so evicted last
@@ -171,8 +172,8 @@ class BatchedLane:
 
     def _prefill(self) -> list[Output]:
         """One slice of the prompt whose turn it is; its first token, if that was the last slice."""
-        sequence = self._prefilling.first()
-        self._prefilling.pass_on()
+        sequence = self._next_to_prefill()
+        self._prefilling.pass_on(sequence.adapter)
         row = self._rows.index(sequence)
         if not sequence.filled:
             self._reuse(sequence, row)
@@ -188,6 +189,11 @@ class BatchedLane:
         self._swap(row, self._decoding)
         self._decoding += 1
         return self._take([sequence], logits[None])
+
+    def _next_to_prefill(self) -> Sequence:
+        """The prompt of the adapter with the fewest streams goes first, so that a busy one does not hold up another."""
+        streams = Counter(row.adapter for row in self._rows[: self._decoding])
+        return min(self._prefilling.heads(), key=lambda sequence: streams[sequence.adapter])
 
     def _reuse(self, sequence: Sequence, row: int) -> None:
         """Take over the KV of a sequence that begins the same under the same adapter, but for the last token."""

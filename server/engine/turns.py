@@ -64,9 +64,13 @@ class Turns:
         """Whose turn it is."""
         return next(iter(self._queues.values()))[0]
 
-    def pass_on(self) -> None:
-        """It is the next adapter's turn."""
-        self._queues.move_to_end(next(iter(self._queues)))
+    def heads(self) -> list[Sequence]:
+        """The first sequence of each adapter, in turn."""
+        return [queue[0] for queue in self._queues.values()]
+
+    def pass_on(self, adapter: Adapter | None) -> None:
+        """This adapter has had its turn."""
+        self._queues.move_to_end(adapter)
 
     def remove(self, sequence: Sequence) -> None:
         queue = self._queues[sequence.adapter]
