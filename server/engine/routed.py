@@ -31,7 +31,7 @@ from loraplex.server.engine.residency import choose
 from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, RoutedEngine, asked_of
 from loraplex.server.engine.routed_engine import Sequence as Running
 from loraplex.server.engine.slots import Adapter
-from loraplex.server.errors import BundleInvalid, LoraplexError
+from loraplex.server.errors import AdapterInvalid, BundleInvalid, LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
@@ -222,7 +222,10 @@ class RoutedLane:
     def _take_fallback(self) -> Lane | None:
         if self._fallback is None and self._open_fallback and (lane := self._open_fallback()):
             for adapter, (folder, manifest) in self._folders.items():
-                lane.load_adapter(adapter.name, folder, manifest)
+                try:
+                    lane.load_adapter(adapter.name, folder, manifest)
+                except AdapterInvalid as error:  # unloaded, of which the word is on its way, and its file is gone
+                    logger.warning("%s", error.message)
             self._fallback = lane
         return self._fallback
 
