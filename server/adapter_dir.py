@@ -86,8 +86,7 @@ class AdapterDir:
                     logger.error("adapter %s cannot be unloaded: %s", name, error.message)
 
     async def _take(self, name: str, look: Look) -> None:
-        there = any(adapter.state != "draining" for adapter in self._registry.adapters(name))
-        if there and name not in self._ours:
+        if self._registry.is_loaded(name) and name not in self._ours:
             self._done[name] = look
             logger.warning("%s in %s is not loaded: there is an adapter of this name", name, self._folder)
             return

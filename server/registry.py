@@ -89,6 +89,10 @@ class Registry:
     def has(self, name: str) -> bool:
         return name == self.base.name or self.plain(name) in self._adapters
 
+    def is_loaded(self, name: str) -> bool:
+        """Whether an adapter has this name, or is on its way to it, whatever drains."""
+        return any(adapter.state != "draining" for adapter in self.adapters(name))
+
     def get(self, name: str) -> Model:
         """Raises ModelNotFound."""
         if name == self.base.name:

@@ -106,7 +106,7 @@ async def put_adapter(request: Request) -> Response:
     check_admin(request)
     server, name = serving(request), request.path_params["name"]
     server.registry.check_name(name)
-    known = _is_loaded(server, name)
+    known = server.registry.is_loaded(name)
     if is_upload(request):
         folder = server.store.place(name)
         try:
@@ -144,7 +144,7 @@ async def load_lora_adapter(request: Request) -> Response:
     name = body.lora_name
     if not name or not body.lora_path:
         return _vllm_error("Both 'lora_name' and 'lora_path' must be provided.", "InvalidUserInput", 400)
-    if not body.load_inplace and _is_loaded(server, name):
+    if not body.load_inplace and server.registry.is_loaded(name):
         return _vllm_error(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True.",
@@ -170,10 +170,6 @@ async def unload_lora_adapter(request: Request) -> Response:
     except ModelNotFound:
         return _vllm_error(f"The lora adapter '{name}' cannot be found.", "NotFoundError", 404)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
-
-
-def _is_loaded(server: Serving, name: str) -> bool:
-    return any(adapter.state != "draining" for adapter in server.registry.adapters(name))
 
 
 def _vllm_error(message: str, kind: str, status: int) -> Response:
