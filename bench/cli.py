@@ -1,0 +1,135 @@
+"""`loraplex bench`: measurements of a server under load."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import TypeVar
+
+from cyclopts import App
+
+from loraplex.bench.errors import OptionsInvalid, WorkloadInvalid
+from loraplex.bench.event_loop import run
+from loraplex.bench.options import Adapters, Cold, Data, Report, Traffic
+from loraplex.bench.sampling import Sampling
+from loraplex.bench.steps import Steps
+from loraplex.bench.target import Target
+from loraplex.server.errors import LoraplexError
+
+Result = TypeVar("Result")
+
+# Variables of the server's settings are not meant here: LORAPLEX_PORT is where one listens, not where one is asked.
+bench = App(name="bench", help="Measure a server of the OpenAI API under load.", config=())
+
+
+@bench.command
+def serve(
+    *,
+    target: Target | None = None,
+    data: Data | None = None,
+    traffic: Traffic | None = None,
+    sampling: Sampling | None = None,
+    adapters: Adapters | None = None,
+    report: Report | None = None,
+    cold: Cold | None = None,
+) -> None:
+    """Send requests to a server and report latencies and throughput, of all and of each adapter.
+
+    Flags and files of results are those of `vllm bench serve`.
+    """
+    try:
+        from loraplex.bench.benchmark import Options, benchmark
+        from loraplex.bench.output import save
+        from loraplex.bench.summary import text
+    except ImportError as error:
+        sys.exit(f"loraplex: {error}; install loraplex[bench]")
+    options = Options(
+        target=target or Target(),
+        data=data or Data(),
+        traffic=traffic or Traffic(),
+        sampling=sampling or Sampling(),
+        adapters=adapters or Adapters(),
+        report=report or Report(),
+        cold=cold or Cold(),
+    )
+    found = finish(lambda: benchmark(options))
+    print(text(found))
+    try:
+        for path in save(found, options.report):
+            print(f"wrote {path}")
+    except (OSError, LoraplexError) as error:
+        sys.exit(f"loraplex: {error}")
+    if not found.totals.completed:
+        sys.exit("loraplex: every request failed")
+
+
+@bench.command
+def sweep(
+    *,
+    steps: Steps | None = None,
+    target: Target | None = None,
+    data: Data | None = None,
+    traffic: Traffic | None = None,
+    sampling: Sampling | None = None,
+    adapters: Adapters | None = None,
+    report: Report | None = None,
+) -> None:
+    """Run `bench serve` under heavier and heavier load until throughput rises no more, or objectives are missed.
+
+    Each run is a JSON file in --result-dir, and sweep.json there is the summary.
+    """
+    try:
+        from loraplex.bench.benchmark import Options
+        from loraplex.bench.output import write_plots
+        from loraplex.bench.sweep import HEADER, SUMMARY, Point
+        from loraplex.bench.sweep import sweep as measure
+    except ImportError as error:
+        sys.exit(f"loraplex: {error}; install loraplex[bench]")
+    options = Options(
+        target=target or Target(),
+        data=data or Data(),
+        traffic=traffic or Traffic(),
+        sampling=sampling or Sampling(),
+        adapters=adapters or Adapters(),
+        report=report or Report(),
+    )
+    wanted = steps or Steps()
+    begun: list[float] = []
+
+    def done(point: Point) -> None:
+        if not begun:
+            print(f"{wanted.over}{HEADER[len(wanted.over) :]}")
+        begun.append(point.value)
+        print(point.line(), flush=True)
+
+    found, runs = finish(lambda: measure(options, wanted, options.report.result_dir, done))
+    print(f"\n{found.stopped}; best at {found.over} {found.best:g}" if found.best else f"\n{found.stopped}")
+    try:
+        for path in (options.report.result_dir / SUMMARY, *write_plots(runs, options.report)):
+            print(f"wrote {path}")
+    except OSError as error:
+        sys.exit(f"loraplex: {error}")
+    if found.best is None:
+        sys.exit(1)
+
+
+bench.command("loraplex.bench.compare:compare", help="Put results side by side, as ratios to the first.")
+bench.command("loraplex.bench.build:build", help="Put what builds cost side by side, step by step.")
+bench.command("loraplex.bench.scripted:http", help="Measure what the HTTP layer costs by itself.")
+bench.command("loraplex.bench.engine:engine", help="Measure lanes without HTTP: what adapters and HTTP cost.")
+
+
+def finish(work: Callable[[], Coroutine[None, None, Result]]) -> Result:
+    """Run to the end on the fastest event loop there is.
+
+    Ends the command with status 2 where what was asked for is wrong, with 1 where it failed.
+    """
+    try:
+        return run(work())
+    except (OptionsInvalid, WorkloadInvalid) as error:
+        print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(2)
+    except LoraplexError as error:
+        sys.exit(f"loraplex: {error.message}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,42 @@
+"""What the chunks of one streamed answer have in common, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from loraplex.server.api.schema import (
+    ChatChunkChoice,
+    ChatCompletionChunk,
+    Completion,
+    CompletionChoice,
+    Usage,
+)
+
+_CHOICES = b'"choices":['
+"""No text of a field can look like it: there the quotation marks are escaped."""
+
+_encoder = msgspec.json.Encoder()
+
+
+class Envelope:
+    """Makes events of choices, each what msgspec would make of the whole chunk."""
+
+    def __init__(self, empty: ChatCompletionChunk | Completion) -> None:
+        """With a chunk that has no choices and no usage."""
+        before, found, after = _encoder.encode(empty).partition(_CHOICES + b"]")
+        assert found
+        self._head = b"data: " + before + _CHOICES
+        self._tail = after + b"\n\n"
+        self._tails = {UNSET: b"]" + self._tail, None: b'],"usage":null' + self._tail}
+
+    def event(
+        self, choices: Sequence[ChatChunkChoice | CompletionChoice], usage: Usage | UnsetType | None = UNSET
+    ) -> bytes:
+        """One server-sent event."""
+        inside = b",".join(map(_encoder.encode, choices))
+        if isinstance(usage, Usage):
+            return self._head + inside + b'],"usage":' + _encoder.encode(usage) + self._tail
+        return self._head + inside + self._tails[usage]

@@ -1,0 +1,146 @@
+"""A server of the OpenAI API whose every model misbehaves, or behaves, in a way of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+MODELS = ("steady", "other", "pairs", "wordy", "no-usage", "refuses", "fails", "cut", "stops", "tells", "babbles")
+PROMPT_TOKENS = 7
+
+
+class Cut(Exception):
+    """Ends a connection in the middle of an answer."""
+
+
+@dataclass
+class Scripted:
+    """What the server was asked, and where it is."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    management: list[tuple[str, str, bytes, str]] = field(default_factory=list)
+    """Method, path, body and authorization of each call."""
+    flaky: int = 0
+    """Answers of the model `flaky` that fail before the first that does not."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def application(scripted: Scripted) -> Starlette:
+    async def answer(request: Request) -> Response:
+        body = json.loads(await request.body())
+        with scripted.lock:
+            scripted.bodies.append(body)
+            scripted.headers.append(dict(request.headers))
+        match body["model"]:
+            case "refuses":
+                error = {"message": "Too many wait", "type": "rate_limit_error", "code": "queue_full"}
+                return JSONResponse({"error": error}, 429)
+            case "fails":
+                return PlainTextResponse("it broke", 500)
+            case "flaky" if scripted.flaky:
+                scripted.flaky -= 1
+                return PlainTextResponse("not yet", 503)
+            case "hangs":
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+        return StreamingResponse(
+            _events(body, request.url.path.endswith("chat/completions")), media_type="text/event-stream"
+        )
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
+
+    async def version(_: Request) -> Response:
+        return JSONResponse({"version": "1.2.3", "lane": "scripted", "packages": {"a": "1"}})
+
+    async def manage(request: Request) -> Response:
+        call = (request.method, request.url.path, await request.body(), request.headers.get("authorization", ""))
+        scripted.management.append(call)
+        unloads = request.method == "DELETE" or "unload" in request.url.path
+        if unloads and "absent" in request.url.path + call[2].decode():
+            return PlainTextResponse("no such adapter", 404)
+        return JSONResponse({}, 200)
+
+    return Starlette(
+        routes=[
+            Route("/v1/completions", answer, methods=["POST"]),
+            Route("/v1/chat/completions", answer, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/version", version),
+            Route("/v1/adapters/{name}", manage, methods=["PUT", "DELETE"]),
+            Route("/v1/load_lora_adapter", manage, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", manage, methods=["POST"]),
+        ]
+    )
+
+
+async def _events(body: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
+    model, count = body["model"], body["max_completion_tokens" if chat else "max_tokens"]
+    if model == "stops":
+        count = min(count, 2)
+    if chat:
+        yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
+    for index in range(count):
+        if index == 1:
+            match model:
+                case "cut":
+                    raise Cut
+                case "tells":
+                    yield event({"error": {"message": "The engine died", "code": "engine_failed"}})
+                    break
+                case "babbles":
+                    yield b"data: {not JSON\n\n"
+        yield event({"choices": [piece(f" {index}", chat)]})
+        await asyncio.sleep(0)
+    if model == "stops":
+        return
+    yield event({"choices": [piece("", chat) | {"finish_reason": "length"}]})
+    if model != "no-usage":
+        tokens = {"pairs": 2 * count, "wordy": count // 2}.get(model, count)
+        usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
+        yield event({"choices": [], "usage": usage})
+    yield b"data: [DONE]\n\n"
+
+
+def piece(text: str, chat: bool) -> dict[str, Any]:
+    return {"index": 0, "finish_reason": None} | ({"delta": {"content": text}} if chat else {"text": text})
+
+
+def event(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+@contextmanager
+def scripted_server() -> Iterator[Scripted]:
+    """On a free port of loopback, in a thread of its own."""
+    scripted = Scripted()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(application(scripted), log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            deadline = time.monotonic() + 10
+            while not server.started:
+                assert thread.is_alive(), "the scripted server did not start"
+                assert time.monotonic() < deadline, "the scripted server did not start within 10 s"
+                time.sleep(0.01)
+            yield scripted
+        finally:
+            server.should_exit = True
+            thread.join()
