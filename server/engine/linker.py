@@ -28,7 +28,7 @@ from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.routing import Routing, most_slots, tag
 from loraplex.server.errors import BundleInvalid
 
-VERSION = 2
+VERSION = 3
 """Counts the changes to what the linker writes, so that older folders of the cache are not taken for its own."""
 MODEL = "model.onnx"
 CONFIG = "genai_config.json"

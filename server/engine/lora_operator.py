@@ -28,6 +28,8 @@ SOURCES = Path(__file__).parent / "kernels"
 PREBUILT = SOURCES / "liblora.so"
 """Where an image or a package may have put the operator, compiled for its GPUs; it is taken as it is."""
 COMPILE_TIMEOUT = 300.0
+LEAST_CAPABILITY = 8.0
+"""The kernels' tensor core instruction came with it."""
 
 
 def find_operator(cache: Path) -> Path | None:
@@ -35,6 +37,15 @@ def find_operator(cache: Path) -> Path | None:
 
     Without it branches are made of stock operators, which compute the same.
     """
+    capabilities = compute_capabilities()
+    if old := [capability for capability in capabilities if float(capability) < LEAST_CAPABILITY]:
+        logger.warning(
+            "a GPU of compute capability %s: the LoRA operator needs %s, stock operators take its place, slower and "
+            "with a relink for every new adapter",
+            old[0],
+            LEAST_CAPABILITY,
+        )
+        return None
     if PREBUILT.is_file():
         return PREBUILT
     if (nvcc := _find_nvcc()) is None:
@@ -44,7 +55,7 @@ def find_operator(cache: Path) -> Path | None:
         )
         return None
     try:
-        return compile_operator(nvcc, cache, compute_capabilities())
+        return compile_operator(nvcc, cache, capabilities)
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         logger.warning(

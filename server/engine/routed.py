@@ -1,12 +1,10 @@
 """The routed lane: all sequences in one batch, whatever their adapters, on the stock og.Engine.
 
 The choice of an adapter is part of the graph (`linker`, `routing`). With the fused operator the graph has room for
-adapters, and one that a request waits for is copied into it between two steps. Without it adapters are part of the
-graph, and a change of their set is a change of engines: the new model folder is linked by a thread while traffic goes
-on; its engine is then loaded beside the old one, takes every sequence from then on, and the old one runs dry and is
-freed. So it is too where an adapter needs more room than the graph has. Loading happens between two steps and not in a
-thread, because CUDA forbids allocations anywhere in the process while a CUDA graph is being captured. Where memory does
-not hold two engines, the running sequences move over with what they have generated.
+adapters, and one that a request waits for is copied into it between two steps. Where all slots are in use, those of the
+adapters that had theirs longest fall free in turn: they begin no more sequences, and what still runs of them after a
+while gives way and goes on when the adapter is back. Without the operator a change of adapters is one of engines
+(`engines`).
 """
 
 from __future__ import annotations
@@ -15,37 +13,25 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 
 from loraplex.server.bundle import AdapterManifest
-from loraplex.server.engine.bank import is_adapter
-from loraplex.server.engine.fused import Layout, largest_ranks
+from loraplex.server.engine.engines import Change, Engines
+from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.lane import Lane
-from loraplex.server.engine.linker import Linked, link, link_slots, takes_operator, trim
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.packing import Packer
-from loraplex.server.engine.residency import choose
-from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, RoutedEngine, asked_of
+from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, asked_of
 from loraplex.server.engine.routed_engine import Sequence as Running
 from loraplex.server.engine.slots import Adapter
-from loraplex.server.errors import AdapterInvalid, BundleInvalid, LoraplexError
+from loraplex.server.errors import AdapterInvalid, LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
 IDLE_WAIT = 0.02
 """Seconds a step waits for the linker where nothing runs."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """A model folder in the making, with the adapters that are part of it, in the order of their slots."""
-
-    linked: Future[Linked]
-    adapters: tuple[Adapter, ...]
-    since: float
 
 
 class RoutedLane:
@@ -63,6 +49,7 @@ class RoutedLane:
         options: EngineOptions | None = None,
         max_linked: int = 64,
         drain_seconds: float = 5.0,
+        turn_seconds: float = 1.0,
         operator: Path | None = None,
         ranks: Mapping[str, int] | None = None,
         fallback: Callable[[], Lane | None] | None = None,
@@ -72,7 +59,8 @@ class RoutedLane:
 
         `cache` takes linked folders and should lie on the file system of `folder`, so that weights can be hard-linked.
         Of the adapters at most `max_linked` are in the graph at a time. While requests wait for another engine, an old
-        one gets `drain_seconds` to run dry before its sequences move. `operator` is the compiled operator of `fused`;
+        one gets `drain_seconds` to run dry before its sequences move, and while they wait for a slot, the sequences of
+        one that is to fall free get `turn_seconds`. `operator` is the compiled operator of `fused`;
         `ranks`, by projection, is the room to make for adapters to come. `fallback` opens a lane over the same base
         that takes what this one cannot do, but for `fallback_unsupported`, and requests that would wait for a relink;
         it is called when that is first needed, and may find no room.
@@ -84,57 +72,52 @@ class RoutedLane:
         self.kv_usage = None  # the engine has no call that tells
         self.unsupported = UNSUPPORTED & fallback_unsupported if fallback else UNSUPPORTED
         self._fallback_unsupported = fallback_unsupported
-        self._folder = folder
-        self._cache = cache
-        self._threads = threads
-        self._options = options or EngineOptions()
-        self._max_linked = max_linked
-        self._drain_seconds = drain_seconds
+        self._turn_seconds = turn_seconds
         self._open_fallback = fallback
         self._fallback: Lane | None = None
         self._known: dict[str, Adapter] = {}
         self._folders: dict[Adapter, tuple[Path, AdapterManifest]] = {}
         self._used: dict[Adapter, int] = {}
+        self._pinned: set[Adapter] = set()
         self._clock = itertools.count(1)
         self._waiting: deque[Running] = deque()
         self._ended: list[Output] = []
-        self._operator = operator if operator and device == "cuda" and takes_operator(folder) else None
-        self._outgrown: set[Adapter] = set()
         self._packer = Packer()
-        self._linker = ThreadPoolExecutor(1, thread_name_prefix="linker")
-        self._linking: Link | None = None
-        self._draining: RoutedEngine | None = None
-        self._hopeless: tuple[Adapter, ...] = ()
-        self._broken: set[Adapter] = set()
-        try:
-            linked = self._link_slots(dict(ranks or {})) if self._operator else link(folder, {}, cache)
-            self._engine = self._load(linked, ())
-        except (OSError, RuntimeError) as error:
-            raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
-        self._swapped = time.monotonic()
+        self._engines = Engines(
+            folder,
+            device=device,
+            threads=threads,
+            cache=cache,
+            options=options or EngineOptions(),
+            max_linked=max_linked,
+            drain_seconds=drain_seconds,
+            operator=operator,
+            ranks=ranks or {},
+            pinned=self._pinned,
+        )
 
     @property
     def busy(self) -> bool:
         return bool(
             self._ended
-            or self._engine.running
-            or self._engine.cold
+            or self._engines.current.running
+            or self._engines.current.cold
             or self._waiting
-            or self._draining
-            or self._linking
-            or self._next_link()
+            or self._engines.draining
+            or self._engines.linking
+            or self._engines.next_link(self._wanted, self._waited_for)
             or (self._fallback and self._fallback.busy)
         )
 
     @property
     def linked(self) -> set[str]:
         """The adapters whose requests start at once."""
-        return {name for name, adapter in self._known.items() if adapter in self._engine.slots}
+        return {name for name, adapter in self._known.items() if adapter in self._engines.current.slots}
 
     @property
     def layout(self) -> Layout | None:
         """Room for adapters in the graph, where it has the fused operator."""
-        return self._engine.linked.layout
+        return self._engines.current.linked.layout
 
     def submit(self, request: Submit) -> None:
         if error := self._refusal(request):
@@ -144,7 +127,8 @@ class RoutedLane:
         if adapter:
             self._used[adapter] = next(self._clock)
         unknown = asked_of(request, UNSUPPORTED)
-        cold = adapter is not None and self._operator is None and adapter not in self._engine.slots
+        engines = self._engines
+        cold = adapter is not None and engines.operator is None and adapter not in engines.current.slots
         able = not asked_of(request, self._fallback_unsupported)
         if (unknown or cold) and able and (fallback := self._take_fallback()):
             fallback.submit(request)
@@ -157,24 +141,27 @@ class RoutedLane:
     def step(self) -> list[Output]:
         self._change_adapters()
         outputs, self._ended = self._ended, []
-        for engine in (self._draining, self._engine):
-            if engine and engine.running and not engine.warming:
-                outputs += engine.run()
+        engines, engine = self._engines, self._engines.current
+        for each in (engines.draining, engine):
+            if each and each.running and not each.warming:
+                outputs += each.run()
         if self._fallback and self._fallback.busy:
             outputs += self._fallback.step()
-        if outputs or (self._engine.running and not self._engine.warming):
+        if outputs or (engine.running and not engine.warming):
             return outputs
-        if self._engine.cold and not (self._draining or self._waiting):
-            self._engine.warm_up()
-            if not self._engine.cold:
-                logger.info("CUDA graphs captured %.1f s after the engine was loaded", time.monotonic() - self._swapped)
+        if engine.cold and not (engines.draining or self._waiting):
+            engine.warm_up()
+            if not engine.cold:
+                logger.info(
+                    "CUDA graphs captured %.1f s after the engine was loaded", time.monotonic() - engines.changed
+                )
         else:
-            pending = [*self._packer.pending, *([self._linking.linked] if self._linking else ())]
+            pending = [*self._packer.pending, *([engines.linking.linked] if engines.linking else ())]
             wait(pending, IDLE_WAIT, "FIRST_COMPLETED")
         return outputs
 
     def cancel(self, sequence: int) -> None:
-        for engine in (self._engine, self._draining):
+        for engine in (self._engines.current, self._engines.draining):
             if engine:
                 engine.close(sequence)
         self._waiting = deque(waiting for waiting in self._waiting if waiting.request.sequence != sequence)
@@ -190,20 +177,21 @@ class RoutedLane:
         self._known[name] = adapter
         self._folders[adapter] = folder, manifest
         self._used[adapter] = next(self._clock)
-        self._hopeless = ()
-        self._broken.discard(adapter)
-        if self._outgrows(adapter):
-            self._outgrown.add(adapter)
-        elif self._operator and self.layout:
-            self._packer.prepare(adapter, self.layout, self._engine.allocate)
+        if self._engines.add(adapter) and self._engines.operator and self.layout:
+            self._packer.prepare(adapter, self.layout, self._engines.current.allocate)
+
+    def pin_adapter(self, name: str, pinned: bool) -> None:
+        if adapter := self._known.get(name):
+            (self._pinned.add if pinned else self._pinned.discard)(adapter)
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter: sequences that run or wait go on. Unknown ones are ignored."""
         if (adapter := self._known.pop(name, None)) is None:
             return
+        self._pinned.discard(adapter)
         del self._folders[adapter]
         self._packer.forget(adapter)
-        self._outgrown.discard(adapter)
+        self._engines.forget(adapter)
         if self._fallback:
             self._fallback.unload_adapter(name)
         if not any(waiting.adapter == adapter for waiting in self._waiting):
@@ -213,8 +201,9 @@ class RoutedLane:
         """Why a request cannot run. og.Engine checks no ids, and one beyond the vocabulary would choose an adapter."""
         if request.adapter is not None and request.adapter not in self._known:
             return f"there is no adapter {request.adapter!r}"
-        if not request.prompt or not all(0 <= token < self._engine.linked.vocab_size for token in request.prompt):
-            return f"the prompt is empty or has token ids out of range: 0 .. {self._engine.linked.vocab_size - 1}"
+        vocab_size = self._engines.current.linked.vocab_size
+        if not request.prompt or not all(0 <= token < vocab_size for token in request.prompt):
+            return f"the prompt is empty or has token ids out of range: 0 .. {vocab_size - 1}"
         if unknown := asked_of(request, self.unsupported):
             return f"the routed engine has no {unknown}"
         return None
@@ -234,105 +223,61 @@ class RoutedLane:
             self._waiting.append(sequence)
             return
         try:
-            self._engine.begin(sequence)
+            self._engines.current.begin(sequence)
         except RuntimeError as error:
             self._ended.append(Output(sequence.request.sequence, [], error=str(error), refused=True))
 
     def _may_begin(self, adapter: Adapter) -> bool:
         """Whether it has a slot, and none of the adapters that wait is to have it."""
-        return adapter in self._engine.slots and adapter not in self._engine.slots.leaving
+        slots = self._engines.current.slots
+        return adapter in slots and adapter not in slots.leaving
 
-    def _next_link(self) -> tuple[Adapter, ...] | None:
-        """The adapters for which another engine is needed; None where this one will do."""
-        if self._operator and not self._outgrown and not (self._waiting and self._engine.slots.worn_out):
-            return None
-        waiting = [sequence.adapter for sequence in self._waiting if sequence.adapter]
-        adapters = dict.fromkeys((*self._known.values(), *waiting))
-        known = {adapter: self._used[adapter] for adapter in adapters if adapter not in self._broken}
-        if self._operator:
-            names: tuple[Adapter, ...] | None = tuple(known)
-        else:
-            names = choose(known, self._engine.slots.adapters, waiting, self._max_linked)
-        return names if names != self._hopeless else None
+    @property
+    def _waited_for(self) -> list[Adapter]:
+        return [sequence.adapter for sequence in self._waiting if sequence.adapter]
 
-    def _outgrows(self, adapter: Adapter) -> bool:
-        """Whether the graph has no room for an adapter, however many slots are free."""
-        return self._operator is not None and not (self.layout and self.layout.holds(adapter.ranks))
+    def _wanted(self) -> Mapping[Adapter, int]:
+        """The adapters that are registered or waited for, and when they were last used."""
+        return {adapter: self._used[adapter] for adapter in (*self._known.values(), *self._waited_for)}
 
     def _change_adapters(self) -> None:
         """Carry the change of adapters forward by what can be done now."""
-        if self._linking:
-            if self._linking.linked.done():
-                self._swap(self._linking)
-        elif self._draining:
-            if not self._draining.running:
-                self._draining = None
-                trim(self._cache, keep=self._engine.linked.folder)
-            elif self._next_link() and time.monotonic() - self._swapped > self._drain_seconds:
-                self._move(self._draining.take_all())
-        elif adapters := self._next_link():
-            since = time.monotonic()
-            if self._operator:
-                ranks = largest_ranks(adapter.ranks for adapter in adapters)
-                self._linking = Link(self._linker.submit(self._link_slots, ranks), adapters, since)
-            else:
-                files = {adapter.name: adapter.file for adapter in adapters}
-                self._linking = Link(self._linker.submit(link, self._folder, files, self._cache), adapters, since)
-        if self._operator and self._waiting:
+        if change := self._engines.advance(self._wanted, self._waited_for):
+            self._follow(change)
+        if self._engines.operator and self._waiting:
             self._write_waiting()
+
+    def _follow(self, change: Change) -> None:
+        if change.failed:
+            self._fail_waiting(change.failed, f"the adapter cannot be linked: {change.error}")
+        else:
+            self._move(change.moving)
 
     def _write_waiting(self) -> None:
         """Copy what requests wait for into the graph, those that waited longest first, and let these begin."""
-        engine, slots, layout = self._engine, self._engine.slots, self._engine.linked.layout
+        engine, now = self._engines.current, time.monotonic()
+        slots, layout = engine.slots, engine.linked.layout
         short = 0
-        for adapter in dict.fromkeys(sequence.adapter for sequence in self._waiting):
-            if adapter is None or adapter in slots or layout is None or not layout.holds(adapter.ranks):
+        written: list[Adapter] = []
+        for adapter in dict.fromkeys(self._waited_for):
+            if adapter in slots or layout is None or not layout.holds(adapter.ranks):
                 continue
             try:
-                packed = self._packer.get(adapter, layout, engine.allocate)
-                short += packed is not None and not engine.write(adapter, packed, self._used)
+                if (packed := self._packer.get(adapter, layout, engine.allocate)) is None:
+                    continue
+                # What was written just now has nothing running yet: the next one must not take its slot.
+                if engine.write(adapter, packed, self._used, written):
+                    written.append(adapter)
+                else:
+                    short += 1
             except (OSError, RuntimeError, LoraplexError) as error:
                 logger.error("adapter %s cannot be used: %s", adapter.name, error)
                 self._fail_waiting({adapter}, f"the adapter cannot be linked: {error}")
-        slots.promise(short, engine.busy_adapters(), self._used)
-        if any(sequence.adapter and self._may_begin(sequence.adapter) for sequence in self._waiting):
+        slots.promise(short, now)
+        for adapter in slots.overdue(now - self._turn_seconds):
+            self._waiting.extend(engine.take(adapter))
+        if any(self._may_begin(adapter) for adapter in self._waited_for):
             self._move(())
-
-    def _swap(self, link: Link) -> None:
-        self._linking = None
-        try:
-            linked = link.linked.result()
-        except (OSError, LoraplexError) as error:
-            logger.error("adapters cannot be linked: %s", error)
-            broken = {adapter for adapter in link.adapters if not is_adapter(adapter.file)}
-            self._broken |= broken
-            if not broken:
-                # The same set would fail again; a change of the adapters makes it another one.
-                self._hopeless = link.adapters
-            self._fail_waiting(broken or set(link.adapters), f"the adapter cannot be linked: {error}")
-            return
-        since = time.monotonic()
-        moving: list[Running] = []
-        adapters = () if self._operator else link.adapters
-        try:
-            engine = self._load(linked, adapters)
-            self._draining = self._engine
-            self._draining.stop_warm_up()
-        except RuntimeError as error:
-            logger.warning("no room for a second engine, running sequences move: %s", error)
-            moving = self._engine.take_all()
-            del self._engine
-            engine = self._load(linked, adapters)
-        self._engine = engine
-        self._outgrown = {adapter for adapter in self._outgrown if self._outgrows(adapter)}
-        self._swapped = time.monotonic()
-        logger.info(
-            "%d adapters linked in %.2f s, engine loaded in %.2f s",
-            len(link.adapters),
-            since - link.since,
-            self._swapped - since,
-        )
-        self._move(moving)
 
     def _move(self, sequences: Sequence[Running]) -> None:
         """Begin or go on with these sequences and those that wait, or let them wait."""
@@ -340,15 +285,7 @@ class RoutedLane:
         for sequence in (*sequences, *waiting):
             self._begin(sequence)
 
-    def _fail_waiting(self, adapters: set[Adapter], error: str) -> None:
+    def _fail_waiting(self, adapters: Collection[Adapter], error: str) -> None:
         failing = [sequence for sequence in self._waiting if sequence.adapter in adapters]
         self._ended += [Output(sequence.request.sequence, [], error=error) for sequence in failing]
         self._waiting = deque(sequence for sequence in self._waiting if sequence.adapter not in adapters)
-
-    def _link_slots(self, ranks: dict[str, int]) -> Linked:
-        if not ranks or self._operator is None:
-            return link(self._folder, {}, self._cache)
-        return link_slots(self._folder, ranks, self._max_linked, self._cache, self._operator)
-
-    def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
-        return RoutedEngine(linked, adapters, self.device, self._threads, self._options)

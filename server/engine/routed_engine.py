@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ _TOKEN = og.EngineEventFlags.TOKEN.value
 _FAILED = og.EngineEventFlags.FAILED.value
 _FINISHED = og.EngineEventFlags.TURN_FINISHED.value
 _GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_grammar"}
-UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"))
+UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "prompt_logprobs"))
 """Fields of Sampling that og.Engine has no option for."""
 _PLAIN = Sampling()
 BLOCK = 256
@@ -70,6 +70,11 @@ class Sequence:
     """The one that had the request's name when it came."""
     tokens: list[int] = field(default_factory=list)
 
+    @property
+    def movable(self) -> bool:
+        """Whether it can go on from here: the engine begins every guide at its beginning."""
+        return not self.tokens or self.request.guide is None
+
 
 class RoutedEngine:
     """Owned by one thread."""
@@ -112,12 +117,18 @@ class RoutedEngine:
         self._handles: dict[int, Any] = {}
         self._ids: dict[Any, int] = {}
 
-    def write(self, adapter: Adapter, packed: npt.NDArray[np.float16], used: Mapping[Adapter, int]) -> bool:
+    def write(
+        self,
+        adapter: Adapter,
+        packed: npt.NDArray[np.float16],
+        used: Mapping[Adapter, int],
+        keep: Collection[Adapter] = (),
+    ) -> bool:
         """Give a slot to an adapter, packed by the layout of `linked`; False where running sequences use all of them.
 
-        Raises RuntimeError where the weights cannot be copied.
+        Adapters to `keep` are as good as running. Raises RuntimeError where the weights cannot be copied.
         """
-        if (slot := self.slots.take(adapter, self.busy_adapters(), used)) is None:
+        if (slot := self.slots.take(adapter, {*self.busy_adapters(), *keep}, used)) is None:
             return False
         if self._bank:
             try:
@@ -139,8 +150,10 @@ class RoutedEngine:
     def begin(self, sequence: Sequence) -> None:
         """Run a sequence, from its prompt and what it has generated; its adapter has a slot. Ends a warm-up.
 
-        Raises RuntimeError for options out of range.
+        Raises RuntimeError for options out of range, and for a sequence that cannot go on.
         """
+        if not sequence.movable:
+            raise RuntimeError("the engine was replaced, and a guided answer cannot go on in another one: ask again")
         self.stop_warm_up()
         self._begin(sequence)
 
@@ -226,6 +239,11 @@ class RoutedEngine:
         """Drop all sequences and return them, oldest first."""
         self.stop_warm_up()
         return [sequence for number in list(self.running) if (sequence := self.close(number))]
+
+    def take(self, adapter: Adapter) -> list[Sequence]:
+        """Drop an adapter's sequences, but for those that cannot go on elsewhere, and return them, oldest first."""
+        numbers = [number for number, each in self.running.items() if each.adapter == adapter and each.movable]
+        return [sequence for number in numbers if (sequence := self.close(number))]
 
     def _turn(self, handle: Any, request: Submit, done: int) -> Any:
         """Every option is set, because the defaults come from the checkpoint's genai_config.json.

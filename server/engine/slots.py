@@ -5,7 +5,7 @@ A slot that changes hands gets a new number, so that nothing the prefix cache ho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from pathlib import Path
 
 from msgspec import Struct
@@ -35,8 +35,9 @@ class Slots:
         self._numbers = list(range(count + 1))
         self._slots: dict[Adapter, int] = {}
         self._free = list(range(count, 0, -1))
-        self.leaving: set[Adapter] = set()
-        """Adapters that begin no more sequences, since others wait for their slots."""
+        self._leaving: dict[Adapter, float] = {}
+        self.pinned: set[Adapter] = set()
+        """Adapters that never give up their slots; whoever owns the slots may share a set of its own."""
 
     def __contains__(self, adapter: Adapter) -> bool:
         return adapter in self._slots
@@ -45,17 +46,29 @@ class Slots:
     def adapters(self) -> list[Adapter]:
         return list(self._slots)
 
-    def promise(self, count: int, running: Mapping[Adapter, int], used: Mapping[Adapter, int]) -> None:
-        """Choose `count` adapters to give up their slots as soon as their running sequences have ended.
+    @property
+    def leaving(self) -> Set[Adapter]:
+        """Adapters that begin no more sequences, since others wait for their slots."""
+        return self._leaving.keys()
 
-        Adapters that wait for a slot would otherwise wait for as long as requests for the others keep coming.
+    def promise(self, count: int, now: float = 0.0) -> None:
+        """Choose up to `count` adapters to give up their slots: those that have been there longest, at most half.
+
+        Adapters that wait for a slot would otherwise wait for as long as requests for the others keep coming. The other
+        half goes on as before, so that their requests do not wait for a turn too. `now` in seconds.
         """
-        self.leaving &= self._slots.keys()
-        for adapter in list(self.leaving)[count:]:
-            self.leaving.remove(adapter)
-        staying = [adapter for adapter in self._slots if adapter not in self.leaving]
-        staying.sort(key=lambda adapter: (running.get(adapter, 0), used.get(adapter, -1)))
-        self.leaving.update(staying[: count - len(self.leaving)])
+        count = min(count, max(1, self._count // 2))
+        kept = [adapter for adapter in self._leaving if adapter in self._slots and adapter not in self.pinned]
+        self._leaving = {adapter: self._leaving[adapter] for adapter in kept[:count]}
+        for adapter in self._slots:
+            if len(self._leaving) >= count:
+                break
+            if adapter not in self.pinned:
+                self._leaving.setdefault(adapter, now)
+
+    def overdue(self, since: float) -> list[Adapter]:
+        """The adapters that were chosen to leave at that time or earlier, and have not left."""
+        return [adapter for adapter, chosen in self._leaving.items() if chosen <= since and adapter in self._slots]
 
     @property
     def worn_out(self) -> bool:
@@ -73,7 +86,8 @@ class Slots:
         self._free.append(slot)
 
     def take(self, adapter: Adapter, busy: Collection[Adapter], used: Mapping[Adapter, int]) -> int | None:
-        """A slot for an adapter that has none: a free one, else that of the least recently used one that is not busy.
+        """A slot for an adapter that has none: a free one, else that of the least recently used one that is not busy,
+        and not pinned.
 
         `used` says when an adapter was last used, in any growing unit; those it lacks go first. None where all are
         busy.
@@ -81,7 +95,7 @@ class Slots:
         if self.worn_out:
             return None
         if not self._free:
-            idle = [other for other in self._slots if other not in busy]
+            idle = [other for other in self._slots if other not in busy and other not in self.pinned]
             if not idle:
                 return None
             self.leave(min(idle, key=lambda other: used.get(other, -1)))

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraplex.build.paged import export_paged
 from loraplex.server.bundle import sha256
 from loraplex.server.engine.bank import NOBODY, merge
 from loraplex.server.engine.branches import Linear
 from loraplex.server.engine.fused import Layout
-from loraplex.server.engine.linker import CONFIG, MODEL, Linked, link, trim
+from loraplex.server.engine.linker import CONFIG, MODEL, Linked, link, link_slots, takes_operator, trim
 from loraplex.server.engine.routing import tag
 from tests.build.generation import Runner
-from tests.checkpoints import Family, reference_logits
+from tests.checkpoints import Family, make_checkpoint, reference_logits
 from tests.engine.lanes import Model
 
 PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
@@ -131,6 +132,49 @@ def test_every_first_token_keeps_its_meaning(llama: Model, linked: Linked) -> No
         np.testing.assert_allclose(
             runner.logits(linked.tag([first, 9, 10], "nine")), expected, rtol=0, atol=1e-4, err_msg=str(first)
         )
+
+
+def test_room_for_adapters_in_a_paged_graph(tmp_path: Path) -> None:
+    """Every linear layer has both halves of a branch, and the first half can run beside it."""
+    wide = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "llama", **wide)
+    export_paged(checkpoint, tmp_path / "paged", precision="float16")
+    operator = tmp_path / "liblora.so"
+    operator.write_bytes(b"compiled")
+    assert takes_operator(tmp_path / "paged")
+    projections = [
+        f"0.{name}_proj" for name in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
+    ]
+    linked = link_slots(tmp_path / "paged", dict.fromkeys(projections, 5), 6, tmp_path / "cache", operator)
+    assert linked.layout is not None
+    assert [(len(branch.projections), branch.ranks) for branch in linked.layout.branches] == [
+        (3, 8),
+        (1, 8),
+        (2, 8),
+        (1, 8),
+    ]
+    model = onnx.load(linked.folder / MODEL, load_external_data=False)
+    nodes = list(model.graph.node)
+    produced = {name: index for index, node in enumerate(nodes) for name in node.output}
+    assert all(produced.get(name, -1) < index for index, node in enumerate(nodes) for name in node.input if name)
+    own = [node for node in nodes if node.domain == "loraplex"]
+    downs = [node for node in own if node.op_type == "LoraDown"]
+    ups = [node for node in own if node.op_type.startswith("LoraUp")]
+    assert [node.op_type for node in ups] == ["LoraUp", "LoraUp", "LoraUpGated", "LoraUp"]
+    assert len(downs) == 4
+    assert len(own) == 9, "and one Cut for all"
+    for index, (down, up) in enumerate(zip(downs, ups, strict=True)):
+        base, scratch, tiles, source = up.input
+        linear = nodes[produced[base]]
+        assert linear.op_type == "MatMul"
+        assert (linear.input[0], scratch, list(down.input)) == (source, down.output[0], [source, tiles])
+        # onnxruntime begins with the later one of two that are ready: LoraDown, which does not hold up the other.
+        assert produced[base] < produced[scratch]
+        for node in (down, up):
+            numbers = {attribute.name: attribute.i for attribute in node.attribute}
+            assert (numbers["slots"], numbers["index"]) == (6, index)
+    settings = json.loads((linked.folder / CONFIG).read_text())["model"]["decoder"]["session_options"]
+    assert (linked.folder / settings["custom_ops_library"]).read_bytes() == b"compiled"
 
 
 class Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,25 @@ def test_broken_adapter_fails_its_own_requests_only(llama: Model, cache: Path, t
     check(llama, answers, requests((None, "four")))
 
 
+def test_a_file_that_an_unload_takes_away_fails_nobody_else(llama: Model, cache: Path, tmp_path: Path) -> None:
+    """The thread that links may come to it late."""
+    lane = routed(llama, cache, "four")
+    source = llama.bundle.adapter("nine")
+    folder = Path(shutil.copytree(source, tmp_path / "gone"))
+    lane.load_adapter("gone", folder, check_adapter(folder, llama.bundle.manifest.base))
+    load(lane, llama, "some")
+    asked = requests(("some", "four", None))
+    for request in asked:
+        lane.submit(request)
+    lane.unload_adapter("gone")
+    shutil.rmtree(folder)
+    answers = {request.sequence: Answer() for request in asked}
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    check(llama, answers, asked)
+
+
 @pytest.mark.parametrize("prompt", [[], [160], [-1], [0, 2**31 - 1], [160 * 2]])
 def test_ids_out_of_range_are_refused(llama: Model, cache: Path, prompt: list[int]) -> None:
     """Anything from the vocabulary's size on would choose an adapter."""
@@ -263,7 +283,7 @@ def test_slots(count: int, steps: list[tuple[str, set[str]]]) -> None:
             slot = slots.take(adapter, busy, used)
             assert (slot is None) == (len(before) == count and before <= busy)
             if slot is None:
-                slots.promise(1, {}, used)
+                slots.promise(1)
                 assert len(slots.leaving) == 1
                 assert slots.leaving <= before
                 continue
@@ -277,6 +297,28 @@ def test_slots(count: int, steps: list[tuple[str, set[str]]]) -> None:
         assert slots.number(adapter) == held[adapter]
     assert len({slots.number(adapter) % (count + 1) for adapter in slots.adapters}) == len(slots.adapters)
     assert all(number % (count + 1) > 0 for number in given)
+
+
+def test_slots_fall_free_in_turn() -> None:
+    """Who has been there longest leaves first, half of them at a time, until nobody waits any more."""
+    a, b, c, d = (Adapter(name, Path(name), name, {}) for name in "abcd")
+    slots, everyone = Slots(4, vocab_size=1000), {a, b, c, d}
+    for adapter in (b, a, d, c):
+        assert slots.take(adapter, (), {})
+    slots.promise(3, now=1.0)
+    assert slots.leaving == {a, b}
+    slots.promise(3, now=2.0)
+    assert slots.overdue(0.5) == []
+    assert slots.overdue(1.0) == [b, a]
+    new = Adapter("new", Path("new"), "new", {})
+    assert slots.take(new, everyone - {b}, {})
+    slots.promise(1, now=3.0)
+    assert slots.leaving == {a}
+    slots.promise(2, now=4.0)
+    assert slots.leaving == {a, d}
+    assert slots.overdue(1.0) == [a]
+    slots.promise(0, now=5.0)
+    assert slots.leaving == set()
 
 
 def test_numbers_run_out() -> None:

@@ -15,6 +15,7 @@ import pytest
 from loraplex.build.assembly import build_bundle
 from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.expansion import expand
+from loraplex.server.engine.generator import GeneratorLane
 from loraplex.server.engine.lora_operator import find_operator
 from loraplex.server.engine.messages import Submit
 from loraplex.server.engine.routed import RoutedLane
@@ -138,6 +139,42 @@ def test_more_adapters_than_slots(paged: Paged) -> None:
         asked = requests([name])
         paged.check(run(lane, asked), asked)
         assert name in lane.linked
+
+
+def test_sequences_give_way_and_go_on(paged: Paged) -> None:
+    """Who has had a slot for long enough gives way in the middle of an answer, which is the same all the same."""
+    lane = paged.lane(*paged.model.peft, max_linked=1, turn_seconds=0.0)
+    asked = requests([*paged.model.peft, None], 3)
+    answers = {request.sequence: Answer() for request in asked}
+    for request in asked:
+        lane.submit(request)
+    interrupted = set()
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+        for request in asked:
+            answer = answers[request.sequence]
+            if request.adapter and request.adapter not in lane.linked and answer.tokens and answer.finish is None:
+                interrupted.add(request.sequence)
+    paged.check(answers, asked)
+    assert interrupted, "nobody gave way"
+
+
+def test_the_generator_lane_answers_for_cold_adapters(paged: Paged) -> None:
+    """Without the operator, while the thread links, and for what the engine cannot do."""
+    other = GeneratorLane(paged.model.bundle.variant("generator"), device="cuda", threads=1, prefill_chunk=0)
+    lane = paged.lane(*paged.model.peft, operator=None, fallback=lambda: other)
+    assert lane.linked == set()
+    asked = requests([None, *paged.model.peft])
+    for request in asked:
+        lane.submit(request)
+    assert other.busy
+    answers = {request.sequence: Answer() for request in asked}
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    paged.check(answers, asked)
+    assert lane.linked == set(paged.model.peft)
 
 
 def test_requests_interrupt_the_capturing_of_graphs(paged: Paged) -> None:

@@ -1,12 +1,12 @@
-// The LoRA branch of a linear layer as one operator for onnxruntime's CUDA provider.
+// The LoRA branch of a linear layer as operators for onnxruntime's CUDA provider.
 //
-//     loraplex.Order(slots) -> (order, sorted)
+//     loraplex.Cut(slots) -> (tiles)                              attributes: slots
 //
 //     slots   [rows, 1]  float16   1 + index of the row's adapter, 0 for none; exact up to 2048
-//     order   [rows]     int32     the rows by slot, so that rows of one adapter are neighbours
-//     sorted  [rows]     int32     their slots
+//     tiles   [T, 18]    int32     slot, count and rows of tiles: up to 16 rows of one adapter
 //
-//     loraplex.Lora(x, base, order, sorted) -> (y, scratch)       attributes: widths, in_features, ranks, slots, index
+//     loraplex.LoraDown(x, tiles) -> (scratch)                    attributes: in_features, ranks, slots, index
+//     loraplex.LoraUp(base, scratch, tiles, x) -> (y)             attributes: widths, ranks, slots, index
 //
 //     x       [rows, K]         float16   input of the linear layer
 //     base    [rows, N]         float16   its output; y takes its memory where onnxruntime allows it
@@ -16,19 +16,24 @@
 //     scratch[t, r] = sum_k x[t, k] * A[s(t), r, k]
 //     y[t, n]       = base[t, n] + sum_r scratch[t, m(n)*R + r] * B[s(t), r, n]
 //
-//     loraplex.LoraGated: the same for a layer of gate and up, y [rows, N/2] = silu(gate) * up
+//     loraplex.LoraUpGated: the same for a layer of gate and up, y [rows, N/2] = silu(gate) * up
 //
-// m(n) is the module that column n belongs to; `widths` has the columns of each module, `in_features` is K, `ranks` R.
-// K, R and the widths are multiples of 8. A and B belong to the operator and are written from outside (lora_bank.cuh).
-// Stock operators need four to five launches for this and compute every adapter for every row; these are two, which read
-// the weights of the adapters in use and nothing else. The second begins, by programmatic dependent launch, while the
-// first still runs, with loading its part of B.
+// m(n) is the module that column n belongs to; `widths` has the columns of each module, `in_features` is K, `ranks` M*R
+// for LoraDown and R for LoraUp. K, R and the widths are multiples of 8. LoraDown owns A and LoraUp B; both are written
+// from outside (lora_bank.cuh). What is read of them are the weights of the adapters in use and nothing else.
+//
+// In a step of few rows, where launches and waiting for memory are what takes time, LoraDown runs on a stream of its
+// own, beside the linear layer: onnxruntime calls it first, as long as its node has the higher number
+// (`Graph::ReverseDFSFrom`). LoraUp waits for both, and takes x so that its memory is not given away until then. With
+// many rows all is on one stream. Either way LoraUp is a programmatic dependent launch: it loads its part of B while what
+// it waits for still runs, and nothing else.
 //
 // lora_operator.py compiles this; onnxruntime_custom_op.h is all it needs of onnxruntime.
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -39,6 +44,11 @@
 namespace {
 
 constexpr uint32_t kApiVersion = 22;
+constexpr int kFewRows = 128;  // up to here LoraDown runs beside the linear layer
+constexpr int kShrinkFewWarps = 32;
+constexpr int kShrinkManyWarps = 8;
+constexpr int kShrinkWarps = 4096;  // of one launch, about as many as the largest GPUs run at a time
+constexpr int kExpandBlocks = 1536;
 
 // Programmatic dependent launch came with compute capability 9.0.
 bool OverlapsLaunches() {
@@ -100,118 +110,140 @@ struct Call {
     return api.KernelContext_GetGPUComputeStream(context, reinterpret_cast<void**>(stream));
   }
 
+  OrtStatus* OtherShape() const {
+    return api.CreateStatus(ORT_INVALID_ARGUMENT, "loraplex: a linear layer has another shape than was linked");
+  }
+
   OrtStatus* Result(cudaError_t error) const {
     return error == cudaSuccess ? nullptr : api.CreateStatus(ORT_EP_FAIL, cudaGetErrorString(error));
   }
 };
 
+// The stream beside the engine's own. Its kernels go first: they are small, and the linear layer fills the GPU.
+cudaError_t SideStream(cudaStream_t* stream) {
+  static cudaStream_t side = nullptr;
+  static const cudaError_t error = [] {
+    int least = 0, greatest = 0;
+    const cudaError_t unknown = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+    return unknown ? unknown : cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, greatest);
+  }();
+  *stream = side;
+  return error;
+}
+
+cudaError_t Follow(cudaStream_t stream, cudaStream_t first, cudaEvent_t event) {
+  const cudaError_t error = cudaEventRecord(event, first);
+  return error ? error : cudaStreamWaitEvent(stream, event, 0);
+}
+
+// So many blocks for each column of the grid that all together are about `most`.
+unsigned Blocks(int tiles, int columns, int most) { return unsigned(std::min(tiles, std::max(most / columns, 1))); }
+
 struct State {
   const OrtApi* api;
   Widths widths;
-  bool gated;
-  int inputs, ranks;  // K; of one module
+  int inputs, ranks, slots;  // of LoraDown K and M*R, of LoraUp N and R
   Weights weights;
+  cudaEvent_t event;
 };
 
-OrtStatus* ComputeOrder(void* state, OrtKernelContext* context) {
-  const Call call{*static_cast<State*>(state)->api, context};
-  void *slots, *order, *sorted;
+OrtStatus* ComputeCut(void* state, OrtKernelContext* context) {
+  const State& kernel = *static_cast<State*>(state);
+  const Call call{*kernel.api, context};
+  void *slots, *tiles;
   int64_t dims[2];
   cudaStream_t stream;
   RETURN_IF(call.Input(0, &slots, dims, 2));
-  RETURN_IF(call.Output(0, &order, dims, 1));
-  RETURN_IF(call.Output(1, &sorted, dims, 1));
+  const int rows = int(dims[0]), most = MostTiles(rows, kernel.slots);
+  const int64_t tile_dims[2] = {most, sizeof(Tile) / sizeof(int)};
+  RETURN_IF(call.Output(0, &tiles, tile_dims, 2));
+  RETURN_IF(call.Stream(&stream));
+  if (rows == 0) return nullptr;
+  return call.Result(Launch(Cut, dim3(1), dim3(kCutThreads), stream, false, static_cast<const __half*>(slots),
+                            static_cast<Tile*>(tiles), rows, kernel.slots + 1, most));
+}
+
+OrtStatus* ComputeDown(void* state, OrtKernelContext* context) {
+  const State& kernel = *static_cast<State*>(state);
+  const Call call{*kernel.api, context};
+  void *x, *tiles, *scratch;
+  int64_t dims[2], tile_dims[2];
+  cudaStream_t stream, side;
+  RETURN_IF(call.Input(0, &x, dims, 2));
+  RETURN_IF(call.Input(1, &tiles, tile_dims, 2));
+  if (dims[1] != kernel.inputs) return call.OtherShape();
+  const int64_t scratch_dims[2] = {dims[0], kernel.ranks};
+  RETURN_IF(call.Output(0, &scratch, scratch_dims, 2));
   RETURN_IF(call.Stream(&stream));
   const int rows = int(dims[0]);
   if (rows == 0) return nullptr;
-  return call.Result(Launch(Order, dim3((rows + 127) / 128), dim3(128), stream, false,
-                            static_cast<const __half*>(slots), static_cast<int*>(order), static_cast<int*>(sorted),
-                            rows));
-}
-
-OrtStatus* ComputeLora(void* state, OrtKernelContext* context) {
-  const State& kernel = *static_cast<State*>(state);
-  const Call call{*kernel.api, context};
-  void *x_data, *base_data, *order_data, *sorted_data, *y_data, *scratch_data;
-  int64_t x_dims[2], base_dims[2], order_dims[1];
-  cudaStream_t stream;
-  RETURN_IF(call.Input(0, &x_data, x_dims, 2));
-  RETURN_IF(call.Input(1, &base_data, base_dims, 2));
-  RETURN_IF(call.Input(2, &order_data, order_dims, 1));
-  RETURN_IF(call.Input(3, &sorted_data, order_dims, 1));
-  const Widths& widths = kernel.widths;
-  if (x_dims[1] != kernel.inputs || base_dims[1] != widths.end[widths.count - 1])
-    return kernel.api->CreateStatus(ORT_INVALID_ARGUMENT, "loraplex: a linear layer has another shape than was linked");
-  const int ranks = kernel.ranks * widths.count;
-  const int64_t scratch_dims[2] = {x_dims[0], ranks};
-  const int64_t y_dims[2] = {base_dims[0], kernel.gated ? base_dims[1] / 2 : base_dims[1]};
-  RETURN_IF(call.Output(0, &y_data, y_dims, 2));
-  RETURN_IF(call.Output(1, &scratch_data, scratch_dims, 2));
-  RETURN_IF(call.Stream(&stream));
-  const int rows = int(x_dims[0]), k = int(x_dims[1]), n = int(base_dims[1]);
-  if (rows == 0) return nullptr;
-  const auto* x = static_cast<const __half*>(x_data);
-  const __half *a = kernel.weights.a, *b = kernel.weights.b;
-  const auto *order = static_cast<const int*>(order_data), *sorted = static_cast<const int*>(sorted_data);
-  auto* y = static_cast<__half*>(y_data);
-  auto* scratch = static_cast<float*>(scratch_data);
-  const int module_ranks = kernel.ranks;
-  if (!kernel.gated && y_data != base_data)
-    RETURN_IF(call.Result(
-        cudaMemcpyAsync(y, base_data, size_t(rows) * n * sizeof(__half), cudaMemcpyDeviceToDevice, stream)));
-
-  const auto shrink_few = [&](auto* shrink, int tile) {
-    return Launch(shrink, dim3(ranks, (rows + tile - 1) / tile), dim3(kShrinkThreads), stream, false, x, order, sorted,
-                  a, scratch, rows, k);
+  const auto shrink = [&](auto* function, int warps, cudaStream_t where) {
+    const int groups = kernel.ranks / 8, most_tiles = int(tile_dims[0]);
+    return Launch(function, dim3(groups, Blocks(most_tiles, groups, kShrinkWarps / warps)), dim3(warps * 32), where,
+                  false, static_cast<const __half*>(x), static_cast<const Tile*>(tiles),
+                  static_cast<const __half*>(kernel.weights.data), static_cast<__half*>(scratch), kernel.inputs,
+                  kernel.ranks, most_tiles);
   };
-  const auto expand = [&](auto* function, int tile) {
-    const dim3 grid((n / 8 + kExpandThreads - 1) / kExpandThreads, (rows + tile - 1) / tile);
-    return Launch(function, grid, dim3(kExpandThreads), stream, true, static_cast<const float*>(scratch), order, sorted,
-                  b, y, rows, n, module_ranks, widths);
-  };
-  const auto expand_gated = [&](auto* function, int tile) {
-    const dim3 grid((n / 16 + kExpandThreads - 1) / kExpandThreads, (rows + tile - 1) / tile);
-    return Launch(function, grid, dim3(kExpandThreads), stream, true, static_cast<const float*>(scratch), order, sorted,
-                  b, static_cast<const __half*>(base_data), y, rows, n / 2, module_ranks);
-  };
-  // Up to kFewRows the rows are better each for themselves, since waiting for memory is what takes time.
-  if (rows <= kFewRows) {
-    RETURN_IF(call.Result(shrink_few(ShrinkFew<1>, 1)));
-    return call.Result(kernel.gated ? expand_gated(ExpandGated<1>, 1) : expand(Expand<1>, 1));
-  }
-  if (rows <= kDecodeRows) {
-    RETURN_IF(call.Result(shrink_few(ShrinkFew<2>, 2)));
-    return call.Result(kernel.gated ? expand_gated(ExpandGated<2>, 2) : expand(Expand<2>, 2));
-  }
-  const dim3 warps(32, 8), grid((ranks + 7) / 8, (rows + 7) / 8);
-  RETURN_IF(call.Result(Launch(ShrinkMany, grid, warps, stream, false, x, order, sorted, a, scratch, rows, k, ranks)));
-  return call.Result(kernel.gated ? expand_gated(ExpandGated<16>, 16) : expand(Expand<16>, 16));
-}
-
-OrtStatus* OutOfMemory(const OrtApi* api) { return api->CreateStatus(ORT_FAIL, "loraplex: out of memory"); }
-
-OrtStatus* CreateOrder(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo*, void** state) {
-  *state = new (std::nothrow) State{api};
-  return *state ? nullptr : OutOfMemory(api);
+  if (rows > kFewRows) return call.Result(shrink(Shrink<kShrinkManyWarps>, kShrinkManyWarps, stream));
+  RETURN_IF(call.Result(SideStream(&side)));
+  RETURN_IF(call.Result(Follow(side, stream, kernel.event)));
+  return call.Result(shrink(Shrink<kShrinkFewWarps>, kShrinkFewWarps, side));
 }
 
 template <bool Gated>
-OrtStatus* CreateLora(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** state) {
-  int64_t columns[kMaxModules], inputs, ranks, slots, index;
-  size_t count = kMaxModules;
-  RETURN_IF(api->KernelInfoGetAttributeArray_int64(info, "widths", columns, &count));
-  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "in_features", &inputs));
-  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "ranks", &ranks));
-  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "slots", &slots));
-  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "index", &index));
-  Widths widths{int(count), {}};
-  for (size_t i = 0, end = 0; i < count; ++i) widths.end[i] = int(end += size_t(columns[i]));
-  const size_t down = count * size_t(ranks * inputs), up = size_t(ranks) * widths.end[count - 1];
-  auto* kernel =
-      new (std::nothrow) State{api, widths, Gated, int(inputs), int(ranks), Weights{index, slots, down, up}};
-  if (kernel == nullptr) return OutOfMemory(api);
-  if (const cudaError_t error = kernel->weights.Allocate(); error != cudaSuccess) {
-    delete kernel;
+OrtStatus* ComputeUp(void* state, OrtKernelContext* context) {
+  const State& kernel = *static_cast<State*>(state);
+  const Call call{*kernel.api, context};
+  void *base, *scratch, *tiles, *y;
+  int64_t dims[2], scratch_dims[2], tile_dims[2];
+  cudaStream_t stream, side;
+  RETURN_IF(call.Input(0, &base, dims, 2));
+  RETURN_IF(call.Input(1, &scratch, scratch_dims, 2));
+  RETURN_IF(call.Input(2, &tiles, tile_dims, 2));
+  if (dims[1] != kernel.inputs || scratch_dims[1] != kernel.ranks * kernel.widths.count) return call.OtherShape();
+  const int rows = int(dims[0]), n = Gated ? kernel.inputs / 2 : kernel.inputs;
+  const int64_t y_dims[2] = {rows, n};
+  RETURN_IF(call.Output(0, &y, y_dims, 2));
+  RETURN_IF(call.Stream(&stream));
+  if (rows == 0) return nullptr;
+  const bool few = rows <= kFewRows;
+  if (few) {
+    RETURN_IF(call.Result(SideStream(&side)));
+    RETURN_IF(call.Result(Follow(stream, side, kernel.event)));
+  }
+  const int columns = (n + kExpandWarps * kWarpColumns - 1) / (kExpandWarps * kWarpColumns);
+  const int most_tiles = int(tile_dims[0]);
+  const dim3 grid(columns, Blocks(most_tiles, columns, kExpandBlocks)), block(kExpandWarps * 32);
+  const auto* down = static_cast<const __half*>(scratch);
+  const auto* tile = static_cast<const Tile*>(tiles);
+  const __half* b = kernel.weights.data;
+  auto* out = static_cast<__half*>(y);
+  if constexpr (Gated) {
+    return call.Result(Launch(ExpandGated, grid, block, stream, true, down, tile, b, static_cast<const __half*>(base),
+                              out, n, kernel.ranks, most_tiles));
+  }
+  if (y != base) {
+    const size_t bytes = size_t(rows) * n * sizeof(__half);
+    RETURN_IF(call.Result(cudaMemcpyAsync(y, base, bytes, cudaMemcpyDeviceToDevice, stream)));
+  }
+  return call.Result(Launch(Expand, grid, block, stream, y == base, down, tile, b, out, n, kernel.ranks,
+                            most_tiles, kernel.widths));
+}
+
+void Destroy(void* state) {
+  auto* kernel = static_cast<State*>(state);
+  if (kernel->weights.data != nullptr) Release(&kernel->weights);
+  if (kernel->event != nullptr) cudaEventDestroy(kernel->event);
+  delete kernel;
+}
+
+// Weights of `kernel->weights.count` numbers a slot, and the event.
+OrtStatus* Finish(State* kernel, void** state) {
+  cudaError_t error = cudaEventCreateWithFlags(&kernel->event, cudaEventDisableTiming);
+  if (error == cudaSuccess) error = kernel->weights.Allocate();
+  if (error != cudaSuccess) {
+    const OrtApi* api = kernel->api;
+    Destroy(kernel);
     return api->CreateStatus(ORT_EP_FAIL, cudaGetErrorString(error));
   }
   Enlist(&kernel->weights);
@@ -219,11 +251,43 @@ OrtStatus* CreateLora(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo
   return nullptr;
 }
 
-void Destroy(void* state) {
-  auto* kernel = static_cast<State*>(state);
-  if (kernel->weights.a != nullptr) Release(&kernel->weights);
-  delete kernel;
+OrtStatus* OutOfMemory(const OrtApi* api) { return api->CreateStatus(ORT_FAIL, "loraplex: out of memory"); }
+
+OrtStatus* CreateCut(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** state) {
+  int64_t slots;
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "slots", &slots));
+  *state = new (std::nothrow) State{api, {}, 0, 0, int(slots), {}, nullptr};
+  return *state ? nullptr : OutOfMemory(api);
 }
+
+OrtStatus* CreateDown(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** state) {
+  int64_t inputs, ranks, slots, index;
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "in_features", &inputs));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "ranks", &ranks));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "slots", &slots));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "index", &index));
+  const Weights weights{2 * index, slots, size_t(ranks * inputs)};
+  auto* kernel = new (std::nothrow) State{api, {}, int(inputs), int(ranks), int(slots), weights, nullptr};
+  return kernel ? Finish(kernel, state) : OutOfMemory(api);
+}
+
+OrtStatus* CreateUp(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** state) {
+  int64_t columns[kMaxModules], ranks, slots, index;
+  size_t count = kMaxModules;
+  RETURN_IF(api->KernelInfoGetAttributeArray_int64(info, "widths", columns, &count));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "ranks", &ranks));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "slots", &slots));
+  RETURN_IF(api->KernelInfoGetAttribute_int64(info, "index", &index));
+  Widths widths{int(count), {}};
+  int end = 0;
+  for (size_t i = 0; i < count; ++i) widths.end[i] = end += int(columns[i]);
+  const Weights weights{2 * index + 1, slots, size_t(ranks) * end};
+  auto* kernel = new (std::nothrow) State{api, widths, end, int(ranks), int(slots), weights, nullptr};
+  return kernel ? Finish(kernel, state) : OutOfMemory(api);
+}
+
+constexpr auto kFloat16 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+constexpr auto kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 
 struct CudaOp : OrtCustomOp {
   CudaOp() : OrtCustomOp{} {
@@ -232,7 +296,8 @@ struct CudaOp : OrtCustomOp {
     GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    GetOutputType = [](const OrtCustomOp*, size_t) { return kFloat16; };
     GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
     GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
     GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
@@ -243,38 +308,43 @@ struct CudaOp : OrtCustomOp {
   }
 };
 
-struct OrderOp : CudaOp {
-  OrderOp() {
-    GetName = [](const OrtCustomOp*) { return "Order"; };
+struct CutOp : CudaOp {
+  CutOp() {
+    GetName = [](const OrtCustomOp*) { return "Cut"; };
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-    GetInputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16; };
-    GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32; };
-    CreateKernelV2 = CreateOrder;
-    KernelComputeV2 = ComputeOrder;
+    GetInputType = [](const OrtCustomOp*, size_t) { return kFloat16; };
+    GetOutputType = [](const OrtCustomOp*, size_t) { return kInt32; };
+    CreateKernelV2 = CreateCut;
+    KernelComputeV2 = ComputeCut;
   }
 };
 
-struct LoraGatedOp : CudaOp {
-  LoraGatedOp() {
-    GetName = [](const OrtCustomOp*) { return "LoraGated"; };
+struct LoraDownOp : CudaOp {
+  LoraDownOp() {
+    GetName = [](const OrtCustomOp*) { return "LoraDown"; };
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 2; };
+    GetInputType = [](const OrtCustomOp*, size_t index) { return index == 1 ? kInt32 : kFloat16; };
+    CreateKernelV2 = CreateDown;
+    KernelComputeV2 = ComputeDown;
+  }
+};
+
+struct LoraUpGatedOp : CudaOp {
+  LoraUpGatedOp() {
+    GetName = [](const OrtCustomOp*) { return "LoraUpGated"; };
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 4; };
-    GetInputType = [](const OrtCustomOp*, size_t index) {
-      return index == 2 || index == 3 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
-    };
-    GetOutputType = [](const OrtCustomOp*, size_t index) {
-      return index == 0 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    };
-    CreateKernelV2 = CreateLora<true>;
-    KernelComputeV2 = ComputeLora;
+    GetInputType = [](const OrtCustomOp*, size_t index) { return index == 2 ? kInt32 : kFloat16; };
+    CreateKernelV2 = CreateUp;
+    KernelComputeV2 = ComputeUp<true>;
   }
 };
 
-struct LoraOp : LoraGatedOp {
-  LoraOp() {
-    GetName = [](const OrtCustomOp*) { return "Lora"; };
-    CreateKernelV2 = CreateLora<false>;
+struct LoraUpOp : LoraUpGatedOp {
+  LoraUpOp() {
+    GetName = [](const OrtCustomOp*) { return "LoraUp"; };
+    KernelComputeV2 = ComputeUp<false>;
     GetMayInplace = [](int** input, int** output) -> size_t {
-      *input = new int[1]{1};
+      *input = new int[1]{0};
       *output = new int[1]{0};
       return 1;
     };
@@ -288,14 +358,15 @@ struct LoraOp : LoraGatedOp {
 }  // namespace
 
 EXPORTED OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  static OrderOp order;
-  static LoraOp lora;
-  static LoraGatedOp gated;
+  static CutOp cut;
+  static LoraDownOp down;
+  static LoraUpOp up;
+  static LoraUpGatedOp gated;
   const OrtApi* api = base->GetApi(kApiVersion);
   OrtCustomOpDomain* domain = nullptr;
   RETURN_IF(api->CreateCustomOpDomain("loraplex", &domain));
-  RETURN_IF(api->CustomOpDomain_Add(domain, &order));
-  RETURN_IF(api->CustomOpDomain_Add(domain, &lora));
-  RETURN_IF(api->CustomOpDomain_Add(domain, &gated));
+  for (const OrtCustomOp* op : {static_cast<OrtCustomOp*>(&cut), static_cast<OrtCustomOp*>(&down),
+                                static_cast<OrtCustomOp*>(&up), static_cast<OrtCustomOp*>(&gated)})
+    RETURN_IF(api->CustomOpDomain_Add(domain, op));
   return api->AddCustomOpDomain(options, domain);
 }

@@ -1,6 +1,6 @@
-// The adapters' weights on the GPU: each Lora operator of a model has a place for `slots` adapters, and all places of one
-// slot are written at once, between two steps of the engine. So an adapter comes and goes with one copy of its weights,
-// while model, CUDA graphs and KV cache stay as they are.
+// The adapters' weights on the GPU: each LoraDown and LoraUp of a model has a place for `slots` adapters, and all places
+// of one slot are written at once, between two steps of the engine. So an adapter comes and goes with one copy of its
+// weights, while model, CUDA graphs and KV cache stay as they are.
 
 #pragma once
 
@@ -16,22 +16,19 @@
 
 namespace {
 
-// The weights of one operator: A [slots, down / slot] and B [slots, up / slot], zero where no adapter has been written.
+// The weights of one operator, [slots, count]; zero where no adapter has been written.
 struct Weights {
-  int64_t index;        // place in the model, which is the order in which `WriteSlot` expects the weights
+  int64_t index;  // place in the model, which is the order in which `WriteSlot` expects the weights
   int64_t slots;
-  size_t down, up;      // float16 numbers of one slot
-  __half *a = nullptr, *b = nullptr;
+  size_t count;  // float16 numbers of one slot
+  __half* data = nullptr;
 
   cudaError_t Allocate() {
-    const size_t bytes = size_t(slots) * (down + up) * sizeof(__half);
-    cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&a), bytes);
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // else the next launch reports it
-      return error;
-    }
-    b = a + size_t(slots) * down;
-    return cudaMemset(a, 0, bytes);
+    const size_t bytes = size_t(slots) * count * sizeof(__half);
+    const cudaError_t error = cudaMalloc(reinterpret_cast<void**>(&data), bytes);
+    if (error == cudaSuccess) return cudaMemset(data, 0, bytes);
+    cudaGetLastError();  // else the next launch reports it
+    return error;
   }
 };
 
@@ -47,7 +44,7 @@ void Enlist(Weights* weights) {
 void Release(Weights* weights) {
   const std::lock_guard<std::mutex> lock(created_mutex);
   created.erase(std::remove(created.begin(), created.end(), weights), created.end());
-  cudaFree(weights->a);
+  cudaFree(weights->data);
 }
 
 struct Bank {
@@ -73,22 +70,20 @@ EXPORTED void LoraplexDropBank(void* bank) { delete static_cast<Bank*>(bank); }
 EXPORTED uint64_t LoraplexSlotBytes(const void* bank) {
   uint64_t bytes = 0;
   for (const Weights* weights : static_cast<const Bank*>(bank)->operators)
-    bytes += (weights->down + weights->up) * sizeof(__half);
+    bytes += weights->count * sizeof(__half);
   return bytes;
 }
 
-// Write an adapter to a slot, from 1 on: A and then B of one operator after the other. Returns a cudaError_t. No step of
+// Write an adapter to a slot, from 1 on: A and then B of one branch after the other. Returns a cudaError_t. No step of
 // the engine may run meanwhile.
 EXPORTED int LoraplexWriteSlot(void* bank, int64_t slot, const void* adapter) {
   const auto* source = static_cast<const __half*>(adapter);
   for (const Weights* weights : static_cast<const Bank*>(bank)->operators) {
     if (slot < 1 || slot > weights->slots) return cudaErrorInvalidValue;
-    for (auto [target, count] : {std::pair(weights->a, weights->down), std::pair(weights->b, weights->up)}) {
-      const cudaError_t error =
-          cudaMemcpyAsync(target + size_t(slot - 1) * count, source, count * sizeof(__half), cudaMemcpyHostToDevice);
-      if (error != cudaSuccess) return error;
-      source += count;
-    }
+    const size_t bytes = weights->count * sizeof(__half);
+    __half* target = weights->data + size_t(slot - 1) * weights->count;
+    if (const cudaError_t error = cudaMemcpyAsync(target, source, bytes, cudaMemcpyHostToDevice)) return error;
+    source += weights->count;
   }
   return cudaDeviceSynchronize();
 }

@@ -1,18 +1,26 @@
 // The kernels of lora.cu, which says what they compute.
+//
+// Rows are taken in tiles, up to kTile rows of one adapter, listed by Cut; those that there are come first. How many that
+// is only the GPU knows, so blocks take one after the other until they meet an empty one. Both products go through tensor cores (mma
+// m16n8k16): the rows of a tile by eight ranks or by eight columns at a time. A thread loads sixteen bytes from where
+// the numbers lie, and which of them takes which place in an mma is free as long as both factors agree.
 
 #pragma once
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 namespace {
 
 constexpr int kMaxModules = 4;
-constexpr int kFewRows = 32;
-constexpr int kDecodeRows = 128;  // up to here a step is taken for decoding: latency counts, not traffic
-constexpr int kShrinkThreads = 128;
-constexpr int kExpandThreads = 64;  // eight columns each
-constexpr int kRankStep = 16;       // ranks of B held in registers at a time
+constexpr int kMaxSlots = 2048;  // the base's among them
+constexpr int kTile = 16;
+constexpr int kCutThreads = 1024;
+constexpr int kExpandWarps = 2;
+constexpr int kWarpColumns = 64;  // that a warp expands
+constexpr int kRankStep = 16;     // ranks of an mma that expands
 
 // The next kernel of the stream may begin; the writes of the one before are visible. Nothing to do where kernels do not
 // overlap.
@@ -33,267 +41,292 @@ struct Widths {
   int end[kMaxModules];
 };
 
-// Eight float16 numbers, loaded at once.
-struct Eight {
-  uint4 bits;
-
-  __device__ float2 Pair(int j) const { return __half22float2(reinterpret_cast<const __half2*>(&bits)[j]); }
+// Some rows of one adapter. An empty tile has a count of 0; rows from `count` on are of no matter, but exist.
+struct Tile {
+  int slot, count, row[kTile];
 };
 
-__device__ Eight LoadEight(const __half* address) { return {*reinterpret_cast<const uint4*>(address)}; }
-
-__device__ float Dot(const Eight& a, const Eight& b) {
-  float sum = 0;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const float2 v = a.Pair(j), w = b.Pair(j);
-    sum += v.x * w.x + v.y * w.y;
-  }
-  return sum;
+// As many as there can be for so many rows, of the base and `slots` adapters.
+__host__ __device__ inline int MostTiles(int rows, int slots) {
+  const int adapters = rows < slots + 1 ? rows : slots + 1;
+  return (rows + adapters * (kTile - 1)) / kTile;
 }
 
-__global__ void Order(const __half* __restrict__ slots, int* __restrict__ order, int* __restrict__ sorted, int rows) {
-  const int row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= rows) return;
-  const int slot = __half2int_rn(slots[row]);
-  int place = 0;
-  for (int other = 0; other < rows; ++other) {
-    const int theirs = __half2int_rn(slots[other]);
-    place += theirs < slot || (theirs == slot && other < row);
-  }
-  order[place] = row;
-  sorted[place] = slot;
+__device__ uint4 LoadEight(const __half* address, bool there = true) {
+  return there ? *reinterpret_cast<const uint4*>(address) : make_uint4(0, 0, 0, 0);
 }
 
-// One block: one rank against Rows neighbours in `order`; the threads share out K.
-template <int Rows>
-__global__ void ShrinkFew(const __half* __restrict__ x, const int* __restrict__ order, const int* __restrict__ sorted,
-                          const __half* __restrict__ a, float* __restrict__ scratch, int rows, int k) {
-  LetNextBegin();
-  __shared__ float partial[kShrinkThreads / 32][Rows];
-  const int rank = blockIdx.x, ranks = gridDim.x, first = blockIdx.y * Rows;
-  int row[Rows], slot[Rows];
-  bool same = true;
+// Past L1, since it is written while this kernel runs.
+__device__ uint32_t LoadTwo(const __half* address) { return __ldcg(reinterpret_cast<const unsigned int*>(address)); }
+
+// c [16, 8] += a [16, 16] * b [16, 8], spread over the threads of a warp as the PTX manual shows.
+__device__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                            uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// One block. `count` is that of the slots, the base's among them.
+__global__ void Cut(const __half* __restrict__ slots, Tile* __restrict__ tiles, int rows, int count, int most_tiles) {
+  __shared__ int2 ends[kMaxSlots];  // up to each slot: rows, tiles
+  __shared__ int next[kMaxSlots];
+  const auto slot_of = [&](int row) { return min(max(__half2int_rn(slots[row]), 0), count - 1); };
+  for (int slot = threadIdx.x; slot < count; slot += kCutThreads) next[slot] = 0;
+  for (int at = threadIdx.x; at < most_tiles * int(sizeof(Tile) / sizeof(int)); at += kCutThreads)
+    reinterpret_cast<int*>(tiles)[at] = 0;
+  __syncthreads();
+  for (int row = threadIdx.x; row < rows; row += kCutThreads) atomicAdd(&next[slot_of(row)], 1);
+  __syncthreads();
+  for (int slot = threadIdx.x; slot < count; slot += kCutThreads)
+    ends[slot] = make_int2(next[slot], (next[slot] + kTile - 1) / kTile);
+  __syncthreads();
+  for (int step = 1; step < count; step *= 2) {
+    int2 sum[kMaxSlots / kCutThreads];
 #pragma unroll
-  for (int i = 0; i < Rows; ++i) {
-    row[i] = order[min(first + i, rows - 1)];
-    slot[i] = sorted[min(first + i, rows - 1)];
-    same = same && slot[i] == slot[0];
-  }
-  if (slot[Rows - 1] == 0) return;
-  float sum[Rows] = {};
-  if (same) {
-    const __half* weights = a + (size_t(slot[0] - 1) * ranks + rank) * k;
-#pragma unroll 4
-    for (int at = threadIdx.x * 8; at < k; at += kShrinkThreads * 8) {
-      const Eight weight = LoadEight(weights + at);
-#pragma unroll
-      for (int i = 0; i < Rows; ++i) sum[i] += Dot(LoadEight(x + size_t(row[i]) * k + at), weight);
+    for (int e = 0; e < kMaxSlots / kCutThreads; ++e) {
+      const int slot = threadIdx.x + e * kCutThreads;
+      if (slot >= count) continue;
+      const int2 before = slot >= step ? ends[slot - step] : make_int2(0, 0);
+      sum[e] = make_int2(ends[slot].x + before.x, ends[slot].y + before.y);
     }
-  } else {
-#pragma unroll 2
-    for (int at = threadIdx.x * 8; at < k; at += kShrinkThreads * 8) {
+    __syncthreads();
 #pragma unroll
-      for (int i = 0; i < Rows; ++i) {
-        const size_t own = size_t(max(slot[i], 1) - 1) * ranks + rank;
-        sum[i] += Dot(LoadEight(x + size_t(row[i]) * k + at), LoadEight(a + own * k + at));
-      }
-    }
+    for (int e = 0; e < kMaxSlots / kCutThreads; ++e)
+      if (const int slot = threadIdx.x + e * kCutThreads; slot < count) ends[slot] = sum[e];
+    __syncthreads();
   }
-#pragma unroll
-  for (int i = 0; i < Rows; ++i) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], step);
-    if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32][i] = sum[i];
+  for (int slot = threadIdx.x; slot < count; slot += kCutThreads) {
+    next[slot] = 0;
+    const int2 start = slot ? ends[slot - 1] : make_int2(0, 0);
+    int left = ends[slot].x - start.x;
+    for (int tile = start.y; left > 0; ++tile, left -= kTile) {
+      tiles[tile].slot = slot;
+      tiles[tile].count = min(left, kTile);
+    }
   }
   __syncthreads();
-  if (threadIdx.x < Rows && first + threadIdx.x < rows) {
-    float total = 0;
-    for (int warp = 0; warp < kShrinkThreads / 32; ++warp) total += partial[warp][threadIdx.x];
-    scratch[size_t(order[first + threadIdx.x]) * ranks + rank] = total;
+  for (int row = threadIdx.x; row < rows; row += kCutThreads) {
+    const int slot = slot_of(row), place = atomicAdd(&next[slot], 1);
+    tiles[(slot ? ends[slot - 1].y : 0) + place / kTile].row[place % kTile] = row;
   }
 }
 
-// One warp: one rank against eight neighbours in `order`. The eight ranks of a block read the same rows.
-__global__ void ShrinkMany(const __half* __restrict__ x, const int* __restrict__ order, const int* __restrict__ sorted,
-                           const __half* __restrict__ a, float* __restrict__ scratch, int rows, int k, int ranks) {
-  constexpr int Rows = 8;
+// One block: eight ranks against some of the tiles. The warps share out K and add up.
+template <int Warps>
+__global__ void __launch_bounds__(Warps * 32)
+    Shrink(const __half* __restrict__ x, const Tile* __restrict__ tiles, const __half* __restrict__ a,
+           __half* __restrict__ scratch, int k, int ranks, int most_tiles) {
   LetNextBegin();
-  const int rank = blockIdx.x * blockDim.y + threadIdx.y, first = blockIdx.y * Rows;
-  if (rank >= ranks) return;
-  int row[Rows], slot[Rows];
-  bool same = true;
-#pragma unroll
-  for (int i = 0; i < Rows; ++i) {
-    row[i] = order[min(first + i, rows - 1)];
-    slot[i] = sorted[min(first + i, rows - 1)];
-    same = same && slot[i] == slot[0];
-  }
-  if (slot[Rows - 1] == 0) return;
-  float sum[Rows] = {};
-  for (int at = threadIdx.x * 8; at < k; at += 32 * 8) {
-    Eight weight = LoadEight(a + (size_t(max(slot[0], 1) - 1) * ranks + rank) * k + at);
-#pragma unroll
-    for (int i = 0; i < Rows; ++i) {
-      if (!same) weight = LoadEight(a + (size_t(max(slot[i], 1) - 1) * ranks + rank) * k + at);
-      sum[i] += Dot(LoadEight(x + size_t(row[i]) * k + at), weight);
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, part = threadIdx.x % 4, rank = blockIdx.x * 8;
+  __shared__ float partial[Warps][kTile][8];
+  for (int at_tile = blockIdx.y; at_tile < most_tiles; at_tile += gridDim.y) {
+    const Tile& tile = tiles[at_tile];
+    const int count = tile.count, slot = tile.slot;
+    const __half* upper = x + size_t(tile.row[group]) * k;
+    const __half* lower = x + size_t(tile.row[group + 8]) * k;
+    if (count == 0) return;
+    if (slot == 0) continue;
+    const __half* weights = a + (size_t(slot - 1) * ranks + rank + group) * k;
+    float sum[4] = {};
+#pragma unroll 4
+    for (int start = warp * 32; start < k; start += Warps * 32) {
+      const int at = start + part * 8;
+      const uint4 u = LoadEight(upper + at, at < k), l = LoadEight(lower + at, at < k && count > 8);
+      const uint4 w = LoadEight(weights + at, at < k);
+      MultiplyAdd(sum, u.x, l.x, u.y, l.y, w.x, w.y);
+      MultiplyAdd(sum, u.z, l.z, u.w, l.w, w.z, w.w);
     }
-  }
+    *reinterpret_cast<float2*>(&partial[warp][group][part * 2]) = make_float2(sum[0], sum[1]);
+    *reinterpret_cast<float2*>(&partial[warp][group + 8][part * 2]) = make_float2(sum[2], sum[3]);
+    __syncthreads();
+    for (int at = threadIdx.x; at < count * 8; at += Warps * 32) {
+      float total = 0;
 #pragma unroll
-  for (int i = 0; i < Rows; ++i) {
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) sum[i] += __shfl_xor_sync(0xffffffffu, sum[i], step);
-    if (threadIdx.x == 0 && first + i < rows) scratch[size_t(row[i]) * ranks + rank] = sum[i];
+      for (int w = 0; w < Warps; ++w) total += partial[w][at / 8][at % 8];
+      scratch[size_t(tile.row[at / 8]) * ranks + rank + at % 8] = __float2half_rn(total);
+    }
+    __syncthreads();
   }
 }
 
-// One block: kExpandThreads * 8 columns of Rows neighbours in `order`, with B loaded again only where the slot changes.
-template <int Rows>
-__global__ void Expand(const float* __restrict__ scratch, const int* __restrict__ order, const int* __restrict__ sorted,
-                       const __half* __restrict__ b, __half* __restrict__ y, int rows, int n, int module_ranks,
-                       Widths widths) {
-  constexpr int kGroup = Rows < 4 ? Rows : 4;  // rows of y on their way at a time
-  const int column = (blockIdx.x * kExpandThreads + threadIdx.x) * 8;
-  const int first = blockIdx.y * Rows, end = min(first + Rows, rows);
-  if (column >= n || sorted[end - 1] == 0) {
-    WaitForPrevious();
-    return;
+// What a thread of a warp that expands has of one tile: of row `group` and of row `group + 8` the sixteen columns from
+// `part * 16` on.
+struct Patch {
+  uint4 bits[2][2];    // [row][eight columns], as loaded
+  float sum[8][4];     // [column of eight][row * 2 + eight columns], as the mma has it
+
+  __device__ void Load(int row, const __half* address, int columns, bool there) {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) bits[row][side] = LoadEight(address + side * 8, there && columns > side * 8);
   }
-  int module = 0;
-  while (module + 1 < widths.count && column >= widths.end[module]) ++module;
-  const int ranks = module_ranks * widths.count;
-  bool waited = false;
-  for (int start = 0; start < module_ranks; start += kRankStep) {
-    Eight weight[kRankStep];
-    int loaded = 0;
-    for (int group = first; group < end; group += kGroup) {
-      Eight values[kGroup];
+
+  __device__ void Begin() {
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        const int row = order[min(group + i, end - 1)];
-        values[i] = LoadEight(y + size_t(row) * n + column);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const auto* pairs = reinterpret_cast<const __half2*>(&bits[i / 2][i % 2]);
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        const int at = group + i;
-        if (at >= end) break;
-        const int slot = sorted[at], row = order[at];
-        if (slot == 0) continue;
-        if (slot != loaded) {
-          loaded = slot;
-#pragma unroll
-          for (int r = 0; r < kRankStep; ++r) {
-            weight[r] = {};
-            if (start + r < module_ranks)
-              weight[r] = LoadEight(b + (size_t(slot - 1) * module_ranks + start + r) * n + column);
-          }
-        }
-        Eight value = values[i];
-        if (!waited) {
-          WaitForPrevious();
-          waited = true;
-        }
-        const auto* down =
-            reinterpret_cast<const float4*>(scratch + size_t(row) * ranks + module * module_ranks + start);
-        float2 sum[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[j] = value.Pair(j);
-#pragma unroll
-        for (int q = 0; q < kRankStep / 4; ++q) {
-          if (start + q * 4 >= module_ranks) break;
-          const float4 four = __ldcg(down + q);  // past L1, since it is written while this kernel runs
-          const float scale[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              const float2 w = weight[q * 4 + r].Pair(j);
-              sum[j].x += scale[r] * w.x;
-              sum[j].y += scale[r] * w.y;
-            }
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < 4; ++j) reinterpret_cast<__half2*>(&value.bits)[j] = __float22half2_rn(sum[j]);
-        *reinterpret_cast<uint4*>(y + size_t(row) * n + column) = value.bits;
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = __half22float2(pairs[j]);
+        sum[2 * j][i] = pair.x;
+        sum[2 * j + 1][i] = pair.y;
       }
     }
   }
+
+  __device__ void Store(int row, __half* address, int columns) const {
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      if (columns <= side * 8) break;
+      uint4 out;
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        reinterpret_cast<__half2*>(&out)[j] =
+            __floats2half2_rn(sum[2 * j][row * 2 + side], sum[2 * j + 1][row * 2 + side]);
+      *reinterpret_cast<uint4*>(address + side * 8) = out;
+    }
+  }
+};
+
+// Both factors of kRankStep ranks: of B a thread has eight columns of four ranks, of the scratch two rows of the same.
+struct Step {
+  uint4 b[4];
+  uint32_t a[4];
+
+  // `address` is the first rank's row of B at the thread's own eight columns, if they are `there`; `left` ranks.
+  __device__ void LoadB(const __half* address, size_t stride, int part, int left, bool there) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int rank = part * 2 + i % 2 + i / 2 * 8;
+      b[i] = LoadEight(address + rank * stride, there && rank < left);
+    }
+  }
+
+  // `upper` and `lower` are the rows of the scratch from the first rank on.
+  __device__ void LoadA(const __half* upper, const __half* lower, int part, int left) {
+    a[0] = LoadTwo(upper + part * 2);
+    a[1] = LoadTwo(lower + part * 2);
+    a[2] = left > 8 ? LoadTwo(upper + part * 2 + 8) : 0;
+    a[3] = left > 8 ? LoadTwo(lower + part * 2 + 8) : 0;
+  }
+
+  __device__ void Add(Patch& patch) const {
+    const auto word = [this](int i, int j) { return reinterpret_cast<const uint32_t*>(&b[i])[j / 2]; };
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const uint32_t halves = j % 2 ? 0x7632 : 0x5410;
+      MultiplyAdd(patch.sum[j], a[0], a[1], a[2], a[3], __byte_perm(word(0, j), word(1, j), halves),
+                  __byte_perm(word(2, j), word(3, j), halves));
+    }
+  }
+};
+
+// One warp: kWarpColumns columns of some of the tiles of y, which holds the base's output.
+__global__ void __launch_bounds__(kExpandWarps * 32)
+    Expand(const __half* __restrict__ scratch, const Tile* __restrict__ tiles, const __half* __restrict__ b,
+           __half* __restrict__ y, int n, int module_ranks, int most_tiles, Widths widths) {
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
+  const int column = (blockIdx.x * kExpandWarps + warp) * kWarpColumns;
+  const int own = column + part * 16, place = column + group * 8, ranks = module_ranks * widths.count;
+  for (int at_tile = blockIdx.y; column < n && at_tile < most_tiles; at_tile += gridDim.y) {
+    const Tile& tile = tiles[at_tile];
+    const int count = tile.count, slot = tile.slot;
+    const int upper = tile.row[group], lower = tile.row[group + 8];
+    if (count == 0) break;
+    if (slot == 0) continue;
+    int module = 0, begin = 0;
+    while (column >= widths.end[module]) begin = widths.end[module++];
+    const __half* weights = b + size_t(slot - 1) * module_ranks * n + place;
+    Step step;
+    step.LoadB(weights, n, part, module_ranks, place < widths.end[module]);
+    WaitForPrevious();
+    Patch patch;
+    patch.Load(0, y + size_t(upper) * n + own, n - own, group < count);
+    patch.Load(1, y + size_t(lower) * n + own, n - own, group + 8 < count);
+    const auto load_a = [&](int start) {
+      const __half* from = scratch + module * module_ranks + start;
+      step.LoadA(from + size_t(upper) * ranks, from + size_t(lower) * ranks, part, module_ranks - start);
+    };
+    load_a(0);
+    patch.Begin();
+    step.Add(patch);
+    for (int start = kRankStep;; start += kRankStep) {
+      if (start >= module_ranks) {
+        begin = widths.end[module++];
+        if (module == widths.count || begin >= column + kWarpColumns) break;
+        start = 0;
+      }
+      load_a(start);
+      step.LoadB(weights + size_t(start) * n, n, part, module_ranks - start,
+                 place >= begin && place < widths.end[module]);
+      step.Add(patch);
+    }
+    if (group < count) patch.Store(0, y + size_t(upper) * n + own, n - own);
+    if (group + 8 < count) patch.Store(1, y + size_t(lower) * n + own, n - own);
+  }
+  WaitForPrevious();
 }
 
-// One block: kExpandThreads * 8 columns of the gate, and the same of up, of Rows neighbours in `order`; `half` is N / 2.
-template <int Rows>
-__global__ void ExpandGated(const float* __restrict__ scratch, const int* __restrict__ order,
-                            const int* __restrict__ sorted, const __half* __restrict__ b,
-                            const __half* __restrict__ base, __half* __restrict__ y, int rows, int half,
-                            int module_ranks) {
-  const int column = (blockIdx.x * kExpandThreads + threadIdx.x) * 8;
-  const int first = blockIdx.y * Rows, end = min(first + Rows, rows);
-  if (column >= half) {
-    WaitForPrevious();
-    return;
-  }
-  Eight weight[2][kRankStep];
-  int loaded = 0;
-  bool waited = false;
-  for (int at = first; at < end; ++at) {
-    const int slot = sorted[at], row = order[at];
-    float2 sum[2][4];
+// One warp: kWarpColumns columns of some of the tiles of the gate, and the same of up; `half` is N / 2.
+__global__ void __launch_bounds__(kExpandWarps * 32)
+    ExpandGated(const __half* __restrict__ scratch, const Tile* __restrict__ tiles, const __half* __restrict__ b,
+                const __half* __restrict__ base, __half* __restrict__ y, int half, int module_ranks, int most_tiles) {
+  const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, part = threadIdx.x % 4;
+  const int column = (blockIdx.x * kExpandWarps + warp) * kWarpColumns;
+  const int own = column + part * 16, place = column + group * 8;
+  for (int at_tile = blockIdx.y; column < half && at_tile < most_tiles; at_tile += gridDim.y) {
+    const Tile& tile = tiles[at_tile];
+    const int count = tile.count, slot = tile.slot;
+    const int upper = tile.row[group], lower = tile.row[group + 8];
+    if (count == 0) break;
+    const __half* weights = b + size_t(max(slot, 1) - 1) * module_ranks * 2 * half + place;
+    Step step[2];
+    Patch patch[2];
 #pragma unroll
     for (int module = 0; module < 2; ++module) {
-      const Eight value = LoadEight(base + (size_t(row) * 2 + module) * half + column);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[module][j] = value.Pair(j);
+      step[module].LoadB(weights + module * half, 2 * half, part, module_ranks, slot && place < half);
     }
-    for (int start = 0; slot != 0 && start < module_ranks; start += kRankStep) {
-      if (slot != loaded || module_ranks > kRankStep) {
-        loaded = slot;
+    WaitForPrevious();
 #pragma unroll
-        for (int r = 0; r < kRankStep; ++r) {
+    for (int module = 0; module < 2; ++module) {
+      patch[module].Load(0, base + (size_t(upper) * 2 + module) * half + own, half - own, group < count);
+      patch[module].Load(1, base + (size_t(lower) * 2 + module) * half + own, half - own, group + 8 < count);
+    }
+    const auto load_a = [&](int module, int start) {
+      const __half* from = scratch + module * module_ranks + start;
+      step[module].LoadA(from + size_t(upper) * 2 * module_ranks, from + size_t(lower) * 2 * module_ranks, part,
+                         module_ranks - start);
+    };
 #pragma unroll
-          for (int module = 0; module < 2; ++module) {
-            weight[module][r] = {};
-            if (start + r < module_ranks)
-              weight[module][r] =
-                  LoadEight(b + ((size_t(slot - 1) * module_ranks + start + r) * 2 + module) * half + column);
-          }
-        }
-      }
-      if (!waited) {
-        WaitForPrevious();
-        waited = true;
-      }
+    for (int module = 0; module < 2; ++module) {
+      if (slot) load_a(module, 0);
+      patch[module].Begin();
+    }
+    for (int start = 0; slot && start < module_ranks; start += kRankStep) {
 #pragma unroll
       for (int module = 0; module < 2; ++module) {
-        const auto* down =
-            reinterpret_cast<const float4*>(scratch + (size_t(row) * 2 + module) * module_ranks + start);
-#pragma unroll
-        for (int q = 0; q < kRankStep / 4; ++q) {
-          if (start + q * 4 >= module_ranks) break;
-          const float4 four = __ldcg(down + q);  // past L1, since it is written while this kernel runs
-          const float scale[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              const float2 w = weight[module][q * 4 + r].Pair(j);
-              sum[module][j].x += scale[r] * w.x;
-              sum[module][j].y += scale[r] * w.y;
-            }
-          }
+        if (start) {
+          load_a(module, start);
+          step[module].LoadB(weights + (size_t(start) * 2 + module) * half, 2 * half, part, module_ranks - start,
+                             place < half);
         }
+        step[module].Add(patch[module]);
       }
     }
-    Eight out;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 gate = sum[0][j], up = sum[1][j];
-      reinterpret_cast<__half2*>(&out.bits)[j] = __float22half2_rn(
-          make_float2(gate.x / (1 + __expf(-gate.x)) * up.x, gate.y / (1 + __expf(-gate.y)) * up.y));
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float gate = patch[0].sum[j][i];
+        patch[0].sum[j][i] = gate / (1 + __expf(-gate)) * patch[1].sum[j][i];
+      }
     }
-    *reinterpret_cast<uint4*>(y + size_t(row) * half + column) = out.bits;
+    if (group < count) patch[0].Store(0, y + size_t(upper) * half + own, half - own);
+    if (group + 8 < count) patch[0].Store(1, y + size_t(lower) * half + own, half - own);
   }
-  if (!waited) WaitForPrevious();
+  WaitForPrevious();
 }
 
 }  // namespace

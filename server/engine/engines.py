@@ -1,0 +1,188 @@
+"""The og.Engine of the routed lane, the one before it that runs dry, and the next one in the making.
+
+With the fused operator the graph has room for adapters, and another engine is needed only where one needs more room
+than there is. Without it adapters are part of the graph, and every change of their set is a change of engines: the new
+model folder is linked by a thread while traffic goes on; its engine is then loaded beside the old one, takes every
+sequence from then on, and the old one runs dry and is freed. Loading happens between two steps and not in a thread,
+because CUDA forbids allocations anywhere in the process while a CUDA graph is being captured. Where memory does not
+hold two engines, the running sequences move over with what they have generated.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loraplex.server.engine.bank import is_adapter
+from loraplex.server.engine.fused import largest_ranks
+from loraplex.server.engine.linker import Linked, link, link_slots, takes_operator, trim
+from loraplex.server.engine.residency import choose
+from loraplex.server.engine.routed_engine import EngineOptions, RoutedEngine
+from loraplex.server.engine.routed_engine import Sequence as Running
+from loraplex.server.engine.slots import Adapter
+from loraplex.server.errors import BundleInvalid, LoraplexError
+
+logger = logging.getLogger("loraplex.routed")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A model folder in the making, with the adapters that are part of it, in the order of their slots."""
+
+    linked: Future[Linked]
+    adapters: tuple[Adapter, ...]
+    since: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change of engines leaves to the lane."""
+
+    moving: list[Running] = field(default_factory=list)
+    """Sequences to go on with in the new engine."""
+    failed: frozenset[Adapter] = frozenset()
+    """Adapters that cannot be linked."""
+    error: str = ""
+
+
+class Engines:
+    """See the module. Owned by one thread."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: str,
+        threads: int,
+        cache: Path,
+        options: EngineOptions,
+        max_linked: int,
+        drain_seconds: float,
+        operator: Path | None,
+        ranks: Mapping[str, int],
+        pinned: set[Adapter],
+    ) -> None:
+        """The parameters are those of `routed.RoutedLane`. Raises BundleInvalid."""
+        self.operator = operator if operator and device == "cuda" and takes_operator(folder) else None
+        self.draining: RoutedEngine | None = None
+        self.linking: Link | None = None
+        self.changed = time.monotonic()
+        """When `current` became what it is."""
+        self._folder = folder
+        self._device = device
+        self._threads = threads
+        self._cache = cache
+        self._options = options
+        self._max_linked = max_linked
+        self._drain_seconds = drain_seconds
+        self._pinned = pinned
+        self._linker = ThreadPoolExecutor(1, thread_name_prefix="linker")
+        self._outgrown: set[Adapter] = set()
+        self._hopeless: tuple[Adapter, ...] = ()
+        self._broken: set[Adapter] = set()
+        try:
+            linked = self._link_slots(dict(ranks)) if self.operator else link(folder, {}, cache)
+            self.current = self._load(linked, ())
+        except (OSError, RuntimeError) as error:
+            raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
+
+    def add(self, adapter: Adapter) -> bool:
+        """Take note of a new adapter. Whether the graph has room for it, however many slots are free."""
+        self._hopeless = ()
+        self._broken.discard(adapter)
+        if outgrown := self._outgrows(adapter):
+            self._outgrown.add(adapter)
+        return not outgrown
+
+    def forget(self, adapter: Adapter) -> None:
+        self._outgrown.discard(adapter)
+
+    def next_link(
+        self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]
+    ) -> tuple[Adapter, ...] | None:
+        """The adapters for which another engine is needed; None where this one will do.
+
+        `adapters` says of all that are registered or waited for when they were last used, in any growing unit;
+        `waiting` are those that sequences wait for. In most steps nobody has to count the adapters.
+        """
+        if self.operator and not self._outgrown and not (waiting and self.current.slots.worn_out):
+            return None
+        known = {adapter: used for adapter, used in adapters().items() if adapter not in self._broken}
+        if self.operator:
+            names: tuple[Adapter, ...] | None = tuple(known)
+        else:
+            names = choose(known, self.current.slots.adapters, waiting, self._max_linked, self._pinned)
+        return names if names != self._hopeless else None
+
+    def advance(self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]) -> Change | None:
+        """Carry a change of engines forward by what can be done now; the parameters are those of `next_link`."""
+        if self.linking:
+            return self._swap(self.linking) if self.linking.linked.done() else None
+        if self.draining:
+            if not self.draining.running:
+                self.draining = None
+                trim(self._cache, keep=self.current.linked.folder)
+            elif self.next_link(adapters, waiting) and time.monotonic() - self.changed > self._drain_seconds:
+                return Change(self.draining.take_all())
+        elif chosen := self.next_link(adapters, waiting):
+            since = time.monotonic()
+            if self.operator:
+                ranks = largest_ranks(adapter.ranks for adapter in chosen)
+                self.linking = Link(self._linker.submit(self._link_slots, ranks), chosen, since)
+            else:
+                files = {adapter.name: adapter.file for adapter in chosen}
+                self.linking = Link(self._linker.submit(link, self._folder, files, self._cache), chosen, since)
+        return None
+
+    def _outgrows(self, adapter: Adapter) -> bool:
+        layout = self.current.linked.layout
+        return self.operator is not None and not (layout and layout.holds(adapter.ranks))
+
+    def _swap(self, link: Link) -> Change:
+        self.linking = None
+        try:
+            linked = link.linked.result()
+        except (OSError, LoraplexError) as error:
+            logger.error("adapters cannot be linked: %s", error)
+            broken = {adapter for adapter in link.adapters if not is_adapter(adapter.file)}
+            self._broken |= broken
+            if not broken:
+                # The same set would fail again; a change of the adapters makes it another one.
+                self._hopeless = link.adapters
+            return Change([], frozenset(broken or link.adapters), str(error))
+        since = time.monotonic()
+        moving: list[Running] = []
+        adapters = () if self.operator else link.adapters
+        try:
+            engine = self._load(linked, adapters)
+            self.draining = self.current
+            self.draining.stop_warm_up()
+        except RuntimeError as error:
+            logger.warning("no room for a second engine, running sequences move: %s", error)
+            moving = self.current.take_all()
+            del self.current
+            engine = self._load(linked, adapters)
+        self.current = engine
+        self._outgrown = {adapter for adapter in self._outgrown if self._outgrows(adapter)}
+        self.changed = time.monotonic()
+        logger.info(
+            "%d adapters linked in %.2f s, engine loaded in %.2f s",
+            len(link.adapters),
+            since - link.since,
+            self.changed - since,
+        )
+        return Change(moving)
+
+    def _link_slots(self, ranks: dict[str, int]) -> Linked:
+        if not ranks or self.operator is None:
+            return link(self._folder, {}, self._cache)
+        return link_slots(self._folder, ranks, self._max_linked, self._cache, self.operator)
+
+    def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
+        engine = RoutedEngine(linked, adapters, self._device, self._threads, self._options)
+        engine.slots.pinned = self._pinned
+        return engine
