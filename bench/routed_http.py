@@ -53,14 +53,16 @@ def server(bundle: Path, log: Path, *flags: str) -> Iterator[str]:
         process.wait(60)
 
 
-def wave(url: str, streams: int, adapters: Sequence[str], *, prompt: int = 128, output: int = 128) -> Result:
-    """That many requests at once, adapters in turns, until all have ended."""
+def wave(
+    url: str, streams: int, adapters: Sequence[str], *, prompt: int = 128, output: int = 128, seed: int = 0
+) -> Result:
+    """That many requests at once, adapters in turns, until all have ended. The same seed gives the same prompts."""
     shares = [streams // CLIENTS + (index < streams % CLIENTS) for index in range(CLIENTS)]
     clients, first = [], 0
     for share in filter(None, shares):
         turns = ",".join(adapters[(first + index) % len(adapters)] for index in range(share))
         command = [sys.executable, "-m", "loraplex.bench.routed_http", url, "--adapters", turns]
-        command += ["--prompt", str(prompt), "--output", str(output), "--seed", str(first)]
+        command += ["--prompt", str(prompt), "--output", str(output), "--seed", str(seed + first)]
         clients.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         first += share
     for client in clients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, cycle
 
 import numpy as np
@@ -61,16 +61,26 @@ class Load:
         self._numbers = count(1)
         self._random = np.random.default_rng(0)
 
-    def wave(self, streams: int, adapters: Sequence[str | None]) -> Result:
-        """That many requests at once, adapters in turns, until all have ended."""
-        return self._run(streams, adapters, 0.0)[0]
+    def wave(self, streams: int, adapters: Sequence[str | None], prompts: Iterable[list[int]] | None = None) -> Result:
+        """That many requests at once, adapters in turns, until all have ended; with these prompts or random ones."""
+        return self._run(streams, adapters, 0.0, prompts)[0]
 
     def loop(self, streams: int, adapters: Sequence[str | None], seconds: float) -> tuple[Result, dict[str, float]]:
         """A closed loop for so long, then to the end; also when each adapter's first token came, in seconds."""
         return self._run(streams, adapters, seconds)
 
-    def _run(self, streams: int, adapters: Sequence[str | None], seconds: float) -> tuple[Result, dict[str, float]]:
-        turns = cycle(adapters)
+    def _random_prompts(self) -> Iterator[list[int]]:
+        while True:
+            yield self._random.integers(2, self._vocab_size - 65, self._prompt).tolist()
+
+    def _run(
+        self,
+        streams: int,
+        adapters: Sequence[str | None],
+        seconds: float,
+        given: Iterable[list[int]] | None = None,
+    ) -> tuple[Result, dict[str, float]]:
+        turns, prompts = cycle(adapters), iter(given or self._random_prompts())
         begun: dict[int, tuple[str | None, float]] = {}
         last: dict[int, float] = {}
         first: list[float] = []
@@ -81,7 +91,7 @@ class Load:
 
         def begin() -> None:
             number, adapter = next(self._numbers), next(turns)
-            prompt = self._random.integers(2, self._vocab_size - 65, self._prompt).tolist()
+            prompt = next(prompts)
             begun[number] = adapter, time.perf_counter()
             self._lane.submit(Submit(number, adapter, prompt, self._output, self._sampling))
 

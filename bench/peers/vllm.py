@@ -1,0 +1,301 @@
+"""The routed lane beside vLLM on one GPU: the same AWQ weights and adapters, in turns, engine alone and through HTTP.
+
+    python -m loraplex.bench.peers.vllm WORK --vllm /opt/vllm/bin/python [--parts engine,http] [--rounds 3]
+
+`--vllm` is the command of a Python that has vLLM. All engines are up at once and only one has work at a time: within a
+round each answers the same wave, so that the machine's drift falls on all alike. Either side runs the AWQ weights in
+int4 and in float16 (`--weights float16`; for vLLM a checkpoint of the dequantized values). Every figure is printed and
+goes to WORK/vllm.json. Takes 20 GB of disk and 120 GB of GPU memory; with --tiny less, --device cpu without vLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from cyclopts import App
+
+from loraplex.bench.peers import vllm_engine
+from loraplex.bench.peers.awq_model import Model
+from loraplex.bench.routed_http import server, wave
+from loraplex.bench.routed_load import Load, Result, median
+from loraplex.server.bundle import read_adapter_manifest
+from loraplex.server.engine.expansion import expand
+from loraplex.server.engine.lora_operator import find_operator
+from loraplex.server.engine.routed import RoutedLane
+from loraplex.server.engine.routed_engine import EngineOptions
+
+ADAPTERS = 8
+OUTPUT = 128
+KV_BYTES = 17 * 10**9
+"""KV cache of each engine: 160 blocks of 256 tokens, what 32 requests of 1024 + 128 tokens take."""
+START = 400.0
+"""Seconds that an engine may take to be ready."""
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+app = App(help=__doc__)
+
+
+class Ours:
+    """A routed lane in this process."""
+
+    def __init__(self, model: Model, weights: str, work: Path, device: str, most: int, adapters: bool) -> None:
+        folder = model.bundle.variant("paged" if device == "cuda" else "generator")
+        folder = expand(folder, work / "expanded") if weights == "float16" and device == "cuda" else folder
+        names = model.names if adapters else []
+        manifests = [read_adapter_manifest(model.bundle.adapter(name)) for name in names]
+        lane = RoutedLane(
+            folder,
+            device=device,
+            threads=2,
+            cache=work / "linked",
+            options=EngineOptions(max_batch_size=most, kv_bytes=KV_BYTES),
+            max_linked=max(len(names), 2),
+            operator=find_operator(work / "operator") if device == "cuda" else None,
+            ranks=manifests[0].ranks if manifests else None,
+        )
+        for name, manifest in zip(names, manifests, strict=True):
+            lane.load_adapter(name, model.bundle.adapter(name), manifest)
+        self._load = Load(lane, model.shape["vocab_size"], output=OUTPUT)
+
+    def wave(self, adapters: list[str | None], prompts: list[list[int]]) -> Result:
+        return self._load.wave(len(prompts), adapters, prompts)
+
+
+class Theirs:
+    """vLLM's engine in a process of its own (`vllm_engine`)."""
+
+    def __init__(self, python: list[str], checkpoint: Path, model: Model, log: Path, most: int) -> None:
+        options = {
+            "max_num_seqs": most,
+            "max_model_len": 2048,
+            "kv_cache_memory_bytes": KV_BYTES,
+            "gpu_memory_utilization": 0.1,
+            "seed": 0,
+        }
+        peft = {name: str(folder) for name, folder in model.peft.items()}
+        command = [*python, "-P", vllm_engine.__file__, str(checkpoint), json.dumps(peft), json.dumps(options)]
+        self._log = log
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log.open("wb"),
+            text=True,
+            env=_environment(),
+        )
+
+    def wait(self) -> None:
+        self._read()
+
+    def wave(self, adapters: list[str | None], prompts: list[list[int]]) -> Result:
+        requests = list(zip(islice(cycle(adapters), len(prompts)), prompts, strict=True))
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"output": OUTPUT, "requests": requests}) + "\n")
+        self._process.stdin.flush()
+        found = json.loads(self._read())
+        if found["tokens"] != len(prompts) * OUTPUT:
+            raise RuntimeError(f"vLLM gave {found['tokens']} tokens instead of {len(prompts) * OUTPUT}")
+        return Result.of(found["tokens"], found["seconds"], found["first"], found["between"])
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(vllm_engine.PREFIX):
+                return line.removeprefix(vllm_engine.PREFIX)
+        raise RuntimeError(f"vLLM ended:\n{self._log.read_text()[-3000:]}")
+
+
+class Bench:
+    def __init__(self, work: Path, model: Model, python: list[str], device: str, rounds: int) -> None:
+        self.work = work
+        self.model = model
+        self.python = python
+        self.device = device
+        self.rounds = rounds
+        self._found: dict[str, Any] = {}
+        self._random = np.random.default_rng(0)
+
+    def note(self, name: str, value: Any) -> None:
+        self._found[name] = value
+        print(f"{name}: {f'{value:.2f}' if isinstance(value, float) else value}", flush=True)
+        (self.work / "vllm.json").write_bytes(msgspec.json.format(msgspec.json.encode(self._found)))
+
+    def engines(self, levels: list[int], long: list[int], base: bool, vllm_base: bool) -> None:
+        """Every engine with the same waves, in turns; those with adapters, then those without."""
+        most, model = max(levels), self.model
+        with ExitStack() as stack:
+            start = time.perf_counter()
+            theirs: dict[str, Theirs] = {}
+            checkpoints = {"int4": model.awq, "float16": model.float16} if self.python else {}
+            for weights, checkpoint in checkpoints.items():
+                log = self.work / f"vllm-{weights}.log"
+                theirs[weights] = Theirs(self.python, checkpoint, model, log, most)
+                stack.callback(theirs[weights].close)
+            ours = {
+                weights: Ours(model, weights, self.work, self.device, most, True) for weights in ("int4", "float16")
+            }
+            alone = {weights: Ours(model, weights, self.work, self.device, most, False) for weights in ours if base}
+            self.note("loraplex's engines ready, s", time.perf_counter() - start)
+            for weights, their in list(theirs.items()):
+                try:
+                    their.wait()
+                except RuntimeError as error:
+                    self.note(f"vLLM {weights}, engine", str(error))
+                    del theirs[weights]
+            self.note("all engines ready, s", time.perf_counter() - start)
+            everyone: list[tuple[str, Any, list[str | None]]] = []
+            for weights in ours:
+                everyone.append((f"loraplex {weights}, {ADAPTERS} adapters", ours[weights], [*model.names]))
+                if weights in theirs:
+                    everyone.append((f"vLLM {weights}, {ADAPTERS} adapters", theirs[weights], [*model.names]))
+                if base:
+                    everyone.append((f"loraplex {weights}, base", alone[weights], [None]))
+                if weights in theirs and base and vllm_base:
+                    everyone.append((f"vLLM {weights}, base", theirs[weights], [None]))
+            for level in levels:
+                self._rounds(everyone, 128, level)
+            for level in long:
+                self._rounds([each for each in everyone if each[2] != [None]], 1024, level)
+
+    def _rounds(self, everyone: list[tuple[str, Any, list[str | None]]], prompt: int, level: int) -> None:
+        found: dict[str, list[Result]] = {name: [] for name, _, _ in everyone}
+        for turn in range(self.rounds + 1):
+            prompts = self._random.integers(3, 400, (len(everyone), level, prompt)).tolist()
+            for (name, engine, adapters), own in zip(everyone, prompts, strict=True):
+                result = engine.wave(adapters, own)
+                # The first round captures CUDA graphs.
+                if turn:
+                    found[name].append(result)
+        for name, results in found.items():
+            self.note(f"{prompt}+{OUTPUT}, {level} requests, {name}", median(results))
+
+    def http(self, levels: list[int]) -> None:
+        """`loraplex serve` and `vllm serve`, the same clients, in turns."""
+        most, model = max(levels), self.model
+        with ExitStack() as stack:
+            start = time.perf_counter()
+            starting = []
+            for weights, checkpoint in ({"int4": model.awq, "float16": model.float16} if self.python else {}).items():
+                log = self.work / f"vllm-serve-{weights}.log"
+                starting.append((weights, stack.enter_context(vllm_server(self.python, checkpoint, model, log, most))))
+            urls = {}
+            flags = ["--engine", "routed", "--device", self.device, "--max-running", str(most)]
+            flags += ["--link-cache", str(self.work / "cache"), "--kv-cache-mib", str(KV_BYTES >> 20)]
+            for weights in ("int4", "float16") if self.device == "cuda" else ("auto",):
+                log = self.work / f"serve-{weights}.log"
+                own = [*flags, "--weights", weights]
+                urls[f"loraplex {weights}"] = stack.enter_context(server(model.bundle.folder, log, *own))
+            self.note("loraplex serve ready, s", time.perf_counter() - start)
+            for weights, pending in starting:
+                try:
+                    pending.wait()
+                    urls[f"vLLM {weights}"] = pending.url
+                except RuntimeError as error:
+                    self.note(f"vLLM {weights}, server", str(error))
+            self.note("all servers ready, s", time.perf_counter() - start)
+            for level in levels:
+                found: dict[str, list[Result]] = {name: [] for name in urls}
+                for turn in range(self.rounds + 1):
+                    for name, url in urls.items():
+                        result = wave(url, level, model.names, seed=1000 * turn)
+                        if turn:
+                            found[name].append(result)
+                for name, results in found.items():
+                    self.note(f"HTTP, 128+128, {level} requests, {name}, {ADAPTERS} adapters", median(results))
+
+
+class Pending:
+    """A server that is starting."""
+
+    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+        self.url = url
+        self._process = process
+        self._log = log
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
+                return
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"vllm serve did not start:\n{self._log.read_text()[-3000:]}") from None
+            time.sleep(0.2)
+
+
+@contextmanager
+def vllm_server(python: list[str], checkpoint: Path, model: Model, log: Path, most: int) -> Iterator[Pending]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--max-num-seqs", str(most)]
+    command += ["--kv-cache-memory-bytes", str(KV_BYTES), "--gpu-memory-utilization", "0.1"]
+    command += ["--enable-lora", "--max-loras", str(ADAPTERS), "--max-lora-rank", "16", "--disable-uvicorn-access-log"]
+    command += ["--lora-modules", *(f"{name}={folder}" for name, folder in model.peft.items())]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment())
+    try:
+        yield Pending(process, f"http://127.0.0.1:{port}", log)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _environment() -> dict[str, str]:
+    """Without what points to this process's packages; -P, where used, keeps this folder's own vllm.py out."""
+    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    return own | ENVIRONMENT
+
+
+@app.default
+def main(
+    work: Path,
+    *,
+    vllm: str = "",
+    parts: str = "engine,http",
+    concurrency: str = "1,8,32,64,128",
+    long: str = "8,32",
+    http: str = "1,8,32,64",
+    rounds: int = 3,
+    base: bool = True,
+    vllm_base: bool = True,
+    tiny: bool = False,
+    device: str = "cuda",
+) -> None:
+    """Measure; without `--vllm` the routed lane alone."""
+    work.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    model = Model(work, ADAPTERS, tiny=tiny, device=device)
+    bench = Bench(work, model, shlex.split(vllm), device, rounds)
+    bench.note("checkpoints, s", time.perf_counter() - start)
+    if "engine" in parts:
+        bench.engines(_numbers(concurrency), _numbers(long), base, vllm_base)
+    if "http" in parts:
+        bench.http(_numbers(http))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in filter(None, text.split(","))]
+
+
+if __name__ == "__main__":
+    app()
