@@ -33,12 +33,13 @@ COPY build build
 COPY bench bench
 COPY adapters adapters
 COPY --from=operator /operator /operator
-RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRA}]" && rm -rf /src/* && cd / && \
+RUN pip install --no-cache-dir --constraint constraints.txt ".[${EXTRA}]" && cd / && rm -rf /src && \
     find /operator -name '*.so' -exec cp {} \
     "$(python3 -c 'from loraplex.server.engine.lora_operator import SOURCES; print(SOURCES)')" \;
 
 WORKDIR /
-RUN useradd --system --no-create-home loraplex
+# With a home, which takes the caches where the bundle is mounted read-only.
+RUN useradd --system --create-home loraplex
 USER loraplex
 EXPOSE 8000
 HEALTHCHECK --start-period=60s CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready')"]
