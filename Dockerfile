@@ -4,9 +4,16 @@
 ARG BASE=python:3.12-slim
 ARG EXTRA=cpu
 
-# The LoRA operator of the routed engine, for every GPU from A100 and RTX 30 on. Of these stages one is built.
+# The operators, so that the image needs no compiler: of the batched lane for AVX2 and AVX-512, or of the routed lane for
+# every GPU from A100 and RTX 30 on. Of these stages one is built.
 FROM python:3.12-slim AS operator-cpu
-RUN mkdir /operator
+COPY server/engine/kernels /kernels
+RUN mkdir /operator && if [ "$(uname -m)" = x86_64 ]; then \
+    apt-get update && apt-get install -y --no-install-recommends g++ && \
+    g++ -O3 -std=c++17 -shared -fPIC -fvisibility=hidden -mavx2 -mfma -mf16c \
+    -o /operator/liblinear-avx2.so /kernels/linear.cpp && \
+    g++ -O3 -std=c++17 -shared -fPIC -fvisibility=hidden -mavx2 -mfma -mf16c \
+    -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -o /operator/liblinear-avx512.so /kernels/linear.cpp; fi
 
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS operator-cuda
 COPY server/engine/kernels /kernels

@@ -2,9 +2,9 @@
 
     python -m loraplex.bench.experiments.linear_operator BUNDLE [--threads 2] [--rounds 15] [--cpu-time]
 
-Random adapters of rank 16 on every projection. Printed are milliseconds of a pass, the least and the median, and the
-median of the ratios of neighbouring passes. On a machine with busy neighbours `--cpu-time --threads 1` counts this
-process's time on the CPU instead of the wall's.
+The operator for each instruction set that the CPU has. Random adapters of rank 16 on every projection. Printed are
+milliseconds of a pass, the least and the median, and the median of the ratios of neighbouring passes to onnxruntime's.
+On a machine with busy neighbours `--cpu-time --threads 1` counts this process's time on the CPU instead of the wall's.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from loraplex.bench.experiments.batched_lane import make_adapter
+from loraplex.bench.random_adapter import write_random
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.forward import Forward
-from loraplex.server.engine.linear_operator import find_linear_operator, user_cache
+from loraplex.server.engine.linear_operator import INSTRUCTION_SETS, cpu_flags, find_linear_operator, user_cache
 from loraplex.server.engine.row_adapters import Adapter
 
 ADAPTERS = 8
+RANK = 16
 CONTEXT = 100
 """Tokens of a row that decodes."""
 CASES: dict[str, tuple[int, int, int]] = {
@@ -59,15 +61,23 @@ def main() -> None:
     clock = time.process_time if options.cpu_time else time.perf_counter
     bundle = Bundle.open(options.bundle)
     folder, base = bundle.variant("generator"), bundle.manifest.base
-    if find_linear_operator(user_cache()) is None:
-        raise SystemExit("the operator is not used on this machine")
-    forwards = {
-        "stock": Forward(folder, options.threads),
-        "compiled": Forward(folder, options.threads, lambda: find_linear_operator(user_cache())),
+    libraries = {
+        name: find_linear_operator(user_cache(), frozenset(needed))
+        for name, needed in INSTRUCTION_SETS.items()
+        if cpu_flags().issuperset(needed)
     }
+    if not any(libraries.values()):
+        raise SystemExit("the operator is not used on this machine")
+    forwards = {"onnxruntime": Forward(folder, options.threads)}
+    for name, library in libraries.items():
+        forwards[name] = Forward(folder, options.threads, partial(_same, library))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
-        files = [Path(scratch) / make_adapter(Path(scratch), base, seed).file for seed in range(ADAPTERS)]
+        folders = [Path(scratch) / str(seed) for seed in range(ADAPTERS)]
+        files = [
+            folder / write_random(base, folder, folder.name, rank=RANK, seed=seed).file
+            for seed, folder in enumerate(folders)
+        ]
         adapters = {name: [Adapter(file.stem, file) for file in files] for name in forwards}
         for forward in forwards.values():
             forward.reserve(ADAPTERS, 2 * CONTEXT, ())
@@ -78,12 +88,18 @@ def main() -> None:
                     start = clock()
                     run(forwards[name], adapters[name], what)
                     found[case, name].append((clock() - start) * 1000)
-    print("| least (median), ms | stock | compiled | ratio |\n|---|---|---|---|")
+    print(f"| least (median), ms | {' | '.join(forwards)} |\n|{'---|' * (len(forwards) + 1)}")
     for case in CASES:
-        stock, compiled = found[case, "stock"], found[case, "compiled"]
-        ratio = median(new / old for old, new in zip(stock, compiled, strict=True))
-        cells = (f"{min(side):.1f} ({median(side):.1f})" for side in (stock, compiled))
-        print(f"| {case} | {' | '.join(cells)} | {ratio:.2f} |")
+        stock, cells = found[case, "onnxruntime"], []
+        for name in forwards:
+            ratio = median(new / old for old, new in zip(stock, found[case, name], strict=True))
+            times = found[case, name]
+            cells.append(f"{min(times):.1f} ({median(times):.1f}) {ratio:.2f}")
+        print(f"| {case} | {' | '.join(cells)} |")
+
+
+def _same(library: Path | None) -> Path | None:
+    return library
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """The batched lane: sequences of different adapters in one forward pass, on CPU.
 
 A step gives one token to every sequence that decodes, and computes one slice of one prompt, so that a running stream
-waits for at most one slice. Rows 0 .. decoding - 1 decode, the rows behind them are being prefilled; a row that leaves
-is filled by the last one.
+waits for at most one slice.
 
 A sequence gets a row when the KV cache has room for its prompt and its whole answer, so nothing that runs is ever put
-out again; until then it waits, in turn by adapter. What is left of the KV budget keeps the KV of finished sequences.
+out again; until then it waits, in turn by adapter.
 """
 
 from __future__ import annotations
@@ -22,18 +21,19 @@ from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.forward import FindOperator, Forward, Logits, PassFailed
 from loraplex.server.engine.guide import GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Output, Submit
-from loraplex.server.engine.prefix import SHORTEST, PrefixCache, common_prefix
 from loraplex.server.engine.row_adapters import Adapter
-from loraplex.server.engine.sampler import Chooser, choose
+from loraplex.server.engine.rows import Rows
+from loraplex.server.engine.sampler import Chooser, choose, logprobs
 from loraplex.server.engine.turns import Sequence, Turns
 
-MAX_ROWS = 64
 LONGEST_SLICE = 256
 """Prompt tokens; more at once are no faster a token."""
 SLICE_SECONDS = 0.08
 """How long running streams may wait for a slice of a prompt."""
 GUIDE_SECONDS = 0.02
 """How long a step without anything else to do waits for a guide; commands are read between steps."""
+EVERY_SLICE = 64
+"""Prompt tokens at most where each has its logits reported: a vocabulary of 150,000 makes 38 MB of them."""
 PROBE = 32
 """Tokens of the prompt that a new lane measures its speed with; fewer at once cost more a token."""
 
@@ -56,21 +56,19 @@ class BatchedLane:
         """
         self._forward = Forward(folder, threads, operator)
         self._guides = Guides(folder / "tokenizer.json", self._forward.vocab_size, self._forward.end_tokens)
+        self.unsupported = frozenset() if self._forward.every_token else frozenset({"prompt_logprobs"})
         self.kv_tokens = (kv_bytes or psutil.virtual_memory().available // 2) // self._forward.kv.token_bytes
         self._slice = prefill_chunk or min(LONGEST_SLICE, max(PROBE, int(SLICE_SECONDS * self._prefill_speed())))
         self._adapters: dict[str, Adapter] = {}
         self._compiling: dict[int, tuple[Submit, Adapter | None, Future[GuideState]]] = {}
         self._waiting = Turns()
         self._prefilling = Turns()
-        self._rows: list[Sequence] = []
-        self._decoding = 0
-        self._reserved = 0
-        self._kept: PrefixCache[Adapter | None] = PrefixCache()
+        self._rows = Rows(self._forward, self.kv_tokens)
         self._failed: list[Output] = []
 
     @property
     def kv_usage(self) -> float:
-        return self._reserved / max(1, self.kv_tokens)
+        return self._rows.reserved / max(1, self.kv_tokens)
 
     @property
     def busy(self) -> bool:
@@ -93,7 +91,7 @@ class BatchedLane:
             self._take_guides()
         outputs, self._failed = self._failed, []
         self._admit()
-        if self._decoding:
+        if self._rows.decoding:
             outputs += self._decode()
         if self._prefilling:
             outputs += self._prefill()
@@ -112,9 +110,12 @@ class BatchedLane:
         self._forward.prepare(adapter)
         self._adapters[name] = adapter
 
+    def pin_adapter(self, name: str, pinned: bool) -> None:
+        """Every adapter has a place of its own here."""
+
     def unload_adapter(self, name: str) -> None:
         if adapter := self._adapters.pop(name, None):
-            self._kept.forget(adapter)
+            self._rows.forget(adapter)
 
     def _check(self, request: Submit) -> None:
         """Raises ValueError."""
@@ -152,21 +153,12 @@ class BatchedLane:
 
     def _admit(self) -> None:
         """Give rows to waiting sequences, as far as rows and KV cache go."""
-        while self._waiting and len(self._rows) < MAX_ROWS:
-            sequence = self._waiting.first()
-            if self._reserved + sequence.longest > self.kv_tokens:
-                return
+        while self._waiting and self._rows.fits(sequence := self._waiting.first()):
             self._waiting.pass_on(sequence.adapter)
             self._waiting.remove(sequence)
-            self._reserved += sequence.longest
-            self._kept.find(sequence.adapter, sequence.prompt)  # used last, so evicted last
-            while self._reserved + self._kept.tokens > self.kv_tokens and self._kept.evict():
-                pass
-            self._rows.append(sequence)
             self._prefilling.add(sequence)
-            held = [row.filled for row in self._rows]
             try:
-                self._forward.reserve(len(self._rows), max(row.longest for row in self._rows), held)
+                self._rows.join(sequence)
             except OSError as error:
                 self._failed.append(self._fail(sequence, MemoryError(f"no memory for the KV cache: {error}")))
 
@@ -174,45 +166,34 @@ class BatchedLane:
         """One slice of the prompt whose turn it is; its first token, if that was the last slice."""
         sequence = self._next_to_prefill()
         self._prefilling.pass_on(sequence.adapter)
-        row = self._rows.index(sequence)
-        if not sequence.filled:
-            self._reuse(sequence, row)
-        ids = sequence.prompt[sequence.filled : sequence.filled + self._slice]
+        every = sequence.chooser.sampling.prompt_logprobs is not None
+        if not sequence.filled and not every:
+            self._rows.reuse(sequence)
+        start = sequence.filled
+        ids = sequence.prompt[start : start + (min(self._slice, EVERY_SLICE) if every else self._slice)]
         try:
-            logits = self._forward.prefill(row, ids, sequence.filled, sequence.adapter)
+            logits = self._forward.prefill(self._rows.index(sequence), ids, start, sequence.adapter, every=every)
         except PassFailed as error:
             return [self._fail(sequence, error)]
+        if every:
+            count = sequence.chooser.sampling.prompt_logprobs or 0
+            following = sequence.prompt[start + 1 : start + len(ids) + 1]
+            reports = [logprobs(row, int(token), count) for row, token in zip(logits, following, strict=False)]
+            sequence.prompt_logprobs += reports
         sequence.filled += len(ids)
         if sequence.filled < len(sequence.prompt):
             return []
         self._prefilling.remove(sequence)
-        self._swap(row, self._decoding)
-        self._decoding += 1
-        return self._take([sequence], logits[None])
+        self._rows.begin_decoding(sequence)
+        return self._take([sequence], logits[-1:])
 
     def _next_to_prefill(self) -> Sequence:
         """The prompt of the adapter with the fewest streams goes first, so that a busy one does not hold up another."""
-        streams = Counter(row.adapter for row in self._rows[: self._decoding])
+        streams = Counter(row.adapter for row in self._rows.decoding)
         return min(self._prefilling.heads(), key=lambda sequence: streams[sequence.adapter])
 
-    def _reuse(self, sequence: Sequence, row: int) -> None:
-        """Take over the KV of a sequence that begins the same under the same adapter, but for the last token."""
-        prompt, kv = sequence.prompt[:-1], self._forward.kv
-        length, found = self._kept.find(sequence.adapter, prompt)
-        source = None
-        for index, other in enumerate(self._rows):
-            if other is not sequence and other.adapter is sequence.adapter and other.filled > length:
-                common = common_prefix(other.tokens, prompt)
-                if common > length and common >= SHORTEST:
-                    length, source = common, index
-        if source is not None:
-            kv.copy(source, row, length)
-        elif length:
-            kv.write(row, found, length)
-        sequence.filled = sequence.cached = length
-
     def _decode(self) -> list[Output]:
-        sequences = self._rows[: self._decoding]
+        sequences = self._rows.decoding
         ids = np.array([sequence.answer[-1] for sequence in sequences], np.int64)
         lengths = np.array([sequence.filled + 1 for sequence in sequences], np.int64)
         adapters = [sequence.adapter for sequence in sequences]
@@ -268,44 +249,10 @@ class BatchedLane:
 
     def _leave(self, sequence: Sequence, *, keep: bool) -> None:
         """Free the sequence's row; if `keep`, its KV stays for a prompt that begins the same."""
-        row = self._rows.index(sequence)
         if sequence in self._prefilling:
             self._prefilling.remove(sequence)
-        self._reserved -= sequence.longest
-        if keep:
-            self._keep(sequence, row)
-        if row < self._decoding:
-            self._decoding -= 1
-            self._move(self._decoding, row)
-            row = self._decoding
-        last = len(self._rows) - 1
-        self._move(last, row)
-        self._rows.pop()
-        if self._rows:
-            self._forward.kv.release(last)
-        else:
-            self._forward.release()
-
-    def _keep(self, sequence: Sequence, row: int) -> None:
-        tokens, owner = sequence.tokens, sequence.adapter
-        current = owner is None or self._adapters.get(owner.name) is owner
-        if len(tokens) < SHORTEST or not current or self._kept.covers(owner, tokens):
-            return
-        while self._reserved + self._kept.tokens + len(tokens) > self.kv_tokens:
-            if not self._kept.evict():
-                return
-        self._kept.keep(owner, tokens, self._forward.kv.read(row, len(tokens)))
-
-    def _move(self, source: int, target: int) -> None:
-        if source != target:
-            self._rows[target] = self._rows[source]
-            self._forward.kv.copy(source, target, self._rows[target].filled)
-
-    def _swap(self, one: int, other: int) -> None:
-        if one != other:
-            rows = self._rows
-            self._forward.kv.swap(one, other, max(rows[one].filled, rows[other].filled))
-            rows[one], rows[other] = rows[other], rows[one]
+        current = sequence.adapter is None or self._adapters.get(sequence.adapter.name) is sequence.adapter
+        self._rows.leave(sequence, keep=keep and current)
 
     def _prefill_speed(self) -> float:
         """Prompt tokens a second, of a base without adapter."""

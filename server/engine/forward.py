@@ -18,10 +18,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from loraplex.server.engine.adapter_table import AdapterTables
 from loraplex.server.engine.kv_cache import KvCache, Part
 from loraplex.server.engine.linear_graph import ADAPTERS, use_linear
-from loraplex.server.engine.row_adapters import Adapter, AdapterTables, RowAdapters
-from loraplex.server.engine.row_graph import EXTERNAL_DATA, LORA, row_graph
+from loraplex.server.engine.row_adapters import Adapter, RowAdapters
+from loraplex.server.engine.row_graph import EXTERNAL_DATA, LORA, POSITIONS, row_graph
 from loraplex.server.errors import BundleInvalid
 
 logger = logging.getLogger("loraplex.batched")
@@ -31,7 +32,8 @@ Ids = npt.NDArray[np.int64]
 
 FindOperator = Callable[[], Path | None]
 
-KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", ADAPTERS}
+KNOWN_INPUTS = {"input_ids", "attention_mask", "position_ids", ADAPTERS, POSITIONS}
+LAST = np.array([-1])
 ERRORS_ONLY = 3
 ORT_ERRORS = (
     RuntimeError,
@@ -59,7 +61,8 @@ class PassFailed(Exception):
 class Forward:
     """One onnxruntime session with the KV of its rows. Used by one thread.
 
-    `vocab_size` is the width of the logits; `end_tokens` are the ids that end an answer.
+    `vocab_size` is the width of the logits; `end_tokens` are the ids that end an answer; `every_token` says whether
+    `prefill` can give the logits of every token.
     """
 
     def __init__(self, folder: Path, threads: int, operator: FindOperator | None = None) -> None:
@@ -93,7 +96,9 @@ class Forward:
             raise BundleInvalid(f"the base in {folder} has no float32 KV cache, so the batched lane cannot run it")
         (logits,) = (value for value in self._session.get_outputs() if value.name == "logits")
         self.vocab_size: int = logits.shape[-1]
-        self._last_only = logits.shape[1] == 1
+        self._gathers, last_only = POSITIONS in inputs, logits.shape[1] == 1
+        self._computes_all = not (self._gathers or last_only)
+        self.every_token = self._gathers or self._computes_all
         self._positions = "position_ids" in inputs
         self.kv = KvCache(parts)
         tables = AdapterTables(projections)
@@ -111,10 +116,11 @@ class Forward:
         if self._tables:
             self._tables.prepare(adapter)
 
-    def prefill(self, row: int, ids: Ids, start: int, adapter: Adapter | None) -> Logits:
-        """Compute ids [tokens] of one row behind its first `start` tokens; the last token's logits [vocab_size].
+    def prefill(self, row: int, ids: Ids, start: int, adapter: Adapter | None, *, every: bool = False) -> Logits:
+        """Compute ids [tokens] of one row behind its first `start` tokens.
 
-        They are valid until the next call. Raises PassFailed.
+        Returns the logits of the last token, [1, vocab_size], or of `every` one, [tokens, vocab_size]. They are valid
+        until the next call. Raises PassFailed.
         """
         step, end = self._prefill, start + len(ids)
         step.bind_rows(self.kv, row, 1, [adapter])
@@ -122,8 +128,10 @@ class Forward:
         step.bind("attention_mask", np.ones((1, end), np.int64))
         if self._positions:
             step.bind("position_ids", np.arange(start, end)[None])
-        logits: Logits = step.run((1, 1 if self._last_only else len(ids), self.vocab_size))[0]
-        return logits
+        if self._gathers:
+            step.bind(POSITIONS, np.arange(len(ids)) if every else LAST)
+        logits: Logits = step.run((1, len(ids) if every or self._computes_all else 1, self.vocab_size))[0]
+        return logits if every else logits[-1:]
 
     def decode(
         self,
@@ -144,7 +152,9 @@ class Forward:
         step.bind("attention_mask", (np.arange(width) < lengths[:, None]).astype(np.int64))
         if self._positions:
             step.bind("position_ids", lengths[:, None] - 1)
-        return step.run((rows, 1, self.vocab_size))
+        if self._gathers:
+            step.bind(POSITIONS, LAST)
+        return step.run((rows, 1, self.vocab_size))[:, 0]
 
     def release(self) -> None:
         """Give back the memory that is only needed while sequences run."""
@@ -210,10 +220,7 @@ class _Step:
         buffer[...] = values
 
     def run(self, shape: tuple[int, int, int]) -> Logits:
-        """Compute logits of this shape, [rows, tokens, vocabulary]; returns those of each row's last token.
-
-        Raises PassFailed.
-        """
+        """Compute logits of this shape, [rows, tokens, vocabulary]. Raises PassFailed."""
         if self._logits.shape != shape:
             self._logits = np.empty(shape, np.float32)
             self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
@@ -221,7 +228,7 @@ class _Step:
             self._session.run_with_iobinding(self._binding)
         except ORT_ERRORS as error:
             raise PassFailed(str(error).partition("\n")[0]) from None
-        return self._logits[:, -1]
+        return self._logits
 
     def release(self) -> None:
         if self._adapters.release():

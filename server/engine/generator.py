@@ -29,8 +29,8 @@ _BATCHED_ONLY = (
     "logit_bias",
     "min_tokens",
     "stop_tokens",
-    "ignore_eos",
     "logprobs",
+    "prompt_logprobs",
 )
 """Fields of Sampling that og.Generator has no option for."""
 
@@ -149,6 +149,9 @@ class GeneratorLane:
             raise AdapterInvalid(f"adapter {name!r}: {error}") from None
         self._loaded.add(name)
 
+    def pin_adapter(self, name: str, pinned: bool) -> None:
+        """Every adapter has a place of its own here."""
+
     def unload_adapter(self, name: str) -> None:
         if name in self._loaded:
             self._loaded.remove(name)
@@ -156,8 +159,12 @@ class GeneratorLane:
 
     def _generator(self, request: Submit) -> og.Generator:
         params = og.GeneratorParams(self._model)
+        longest = len(request.prompt) + request.max_tokens
         params.set_search_options(
-            max_length=len(request.prompt) + request.max_tokens, **_search_options(request.sampling, self._vocab_size)
+            max_length=longest,
+            # Below it og.Generator chooses no end token.
+            min_length=longest if request.sampling.ignore_eos else 0,
+            **_search_options(request.sampling, self._vocab_size),
         )
         generator = og.Generator(self._model, params)
         if request.adapter is not None:
@@ -171,7 +178,6 @@ def _search_options(sampling: Sampling, vocab_size: int) -> dict[str, float | in
         "batch_size": 1,
         "num_beams": 1,
         "num_return_sequences": 1,
-        "min_length": 0,
         "no_repeat_ngram_size": 0,
         "do_sample": sampling.temperature > 0,
         "temperature": sampling.temperature or 1.0,

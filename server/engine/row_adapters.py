@@ -1,11 +1,9 @@
 """The adapters of a step's rows, as the graph takes them.
 
-Where layers are nodes of the compiled operator, `AdapterTables` says where each row's weights lie in memory.
-
-Elsewhere `RowAdapters` feeds the LoRA inputs of `row_graph`. Rows that all run under one adapter share its weights,
-bound where they lie. Different adapters are stacked: every row has a slice of its own, padded with zeros to the highest
-rank among them, which is written when another adapter comes to that row and then stays. A step reads each row's slice
-once; nothing is copied for it.
+`RowAdapters` feeds the LoRA inputs of `row_graph`; where layers are nodes of the compiled operator, `adapter_table`
+takes its place. Rows that all run under one adapter share its weights, bound where they lie. Different adapters are
+stacked: every row has a slice of its own, padded with zeros to the highest rank among them, which is written when
+another adapter comes to that row and then stays. A step reads each row's slice once; nothing is copied for it.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +25,6 @@ from loraplex.server.errors import AdapterInvalid
 
 Weights = npt.NDArray[np.float32]
 
-LEAST_HALF, MOST_HALF = 2.0**-10, 65504.0
-"""Between these the largest value of a matrix may be for float16, whose steps below 2**-14 are 2**-24."""
 SLICES = 8
 """Room for so many rows at least, so that a stack need not grow, and be written anew, whenever a row joins."""
 
@@ -142,55 +137,6 @@ class RowAdapters:
                 target[rows:] = 0
                 target[:, columns:] = 0
         self._slices[index], self._written[index] = adapter, True
-
-
-class AdapterTables:
-    """The adapters of rows as the operator of `linear_graph` takes them: the address of a table for each row.
-
-    However many rows share an adapter, its weights are there once. They are kept in float16 where it holds them: the
-    operator waits for them to be read, and its base has 4 bits.
-    """
-
-    def __init__(self, projections: Sequence[str]) -> None:
-        self._projections = projections
-        self._tables: weakref.WeakKeyDictionary[Adapter, AdapterTable] = weakref.WeakKeyDictionary()
-
-    def __bool__(self) -> bool:
-        return bool(self._projections)
-
-    def prepare(self, adapter: Adapter) -> AdapterTable:
-        """Take over the adapter's weights, if that has not been done."""
-        if adapter not in self._tables:
-            self._tables[adapter] = AdapterTable([adapter.take(projection) for projection in self._projections])
-        return self._tables[adapter]
-
-    def addresses(self, rows: Sequence[Adapter | None]) -> npt.NDArray[np.int64]:
-        """Of each row's table, 0 for the base. They are good for as long as the adapters live."""
-        return np.array([0 if row is None else self.prepare(row).entries.ctypes.data for row in rows], np.int64)
-
-
-class AdapterTable:
-    """One adapter: `entries` [projections, 4] are the addresses of A and B, the rank, and whether they are float16."""
-
-    def __init__(self, projections: Sequence[tuple[Weights, Weights] | None]) -> None:
-        """A [in_features, rank] and B [rank, out_features] of each projection; None where there are none."""
-        self.entries = np.zeros((len(projections), 4), np.int64)
-        self._kept: list[npt.NDArray[Any]] = []
-        for index, sides in enumerate(projections):
-            if sides is not None and sides[0].size:
-                a, b = _halved(*sides) or sides
-                self.entries[index] = a.ctypes.data, b.ctypes.data, a.shape[1], a.dtype == np.float16
-                self._kept += [a, b]
-
-
-def _halved(a: Weights, b: Weights) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float16]] | None:
-    """In float16, with the rank filled up to a multiple of 8; None where that loses more than digits."""
-    for side in (a, b):
-        largest = float(np.abs(side).max())
-        if not LEAST_HALF <= largest <= MOST_HALF and largest != 0:
-            return None
-    more = -a.shape[1] % 8
-    return np.pad(a, ((0, 0), (0, more))).astype(np.float16), np.pad(b, ((0, more), (0, 0))).astype(np.float16)
 
 
 def _bind(binding: Any, name: str, address: int, shape: tuple[int, ...]) -> None:

@@ -112,7 +112,7 @@ def choose(logits: Floats, choosers: Sequence[Chooser]) -> list[Choice]:
         tokens[sampled] = _sample(logits[sampled], [choosers[row] for row in sampled])
     reports: list[Logprobs | None] = [None] * len(choosers)
     for row, original in zip(reported, unchanged, strict=True):
-        reports[row] = _logprobs(original, int(tokens[row]), choosers[row].sampling.logprobs or 0)
+        reports[row] = logprobs(original, int(tokens[row]), choosers[row].sampling.logprobs or 0)
     return [Choice(int(token), report) for token, report in zip(tokens, reports, strict=True)]
 
 
@@ -181,7 +181,8 @@ def _draw(weight: Floats, kept: npt.NDArray[np.intp] | None, uniform: float) -> 
     return at if kept is None else int(kept[at])
 
 
-def _logprobs(logits: Floats, token: int, count: int) -> Logprobs:
+def logprobs(logits: Floats, token: int, count: int) -> Logprobs:
+    """Of one token and of the `count` likeliest, by unmodified logits [vocabulary]."""
     values = logits.astype(np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from loraplex.server.engine.messages import Finish, Output, Submit
+from loraplex.server.engine.messages import Finish, Logprobs, Output, Submit
 from loraplex.server.engine.prefix import Ids
 from loraplex.server.engine.row_adapters import Adapter
 from loraplex.server.engine.sampler import Choice, Chooser
@@ -26,6 +26,7 @@ class Sequence:
         self.longest = len(request.prompt) + request.max_tokens
         self.filled = 0
         self.cached = 0
+        self.prompt_logprobs: list[Logprobs] = []
 
     @property
     def tokens(self) -> Ids:
@@ -42,7 +43,10 @@ class Sequence:
         elif len(self.answer) == self.max_tokens:
             finish = "length"
         logprobs = None if choice.logprobs is None else [choice.logprobs]
-        return Output(self.id, [choice.token], finish, None, logprobs, self.cached if len(self.answer) == 1 else 0)
+        if len(self.answer) > 1:
+            return Output(self.id, [choice.token], finish, None, logprobs)
+        of_prompt = None if self.chooser.sampling.prompt_logprobs is None else self.prompt_logprobs
+        return Output(self.id, [choice.token], finish, None, logprobs, self.cached, prompt_logprobs=of_prompt)
 
 
 class Turns:

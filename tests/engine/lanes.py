@@ -84,6 +84,7 @@ class Answer:
     error: str | None = None
     cached: int = 0
     logprobs: list[Any] = field(default_factory=list)
+    prompt_logprobs: list[Any] | None = None
 
     def add(self, output: Output) -> None:
         assert self.finish is None, "nothing follows the last output"
@@ -91,6 +92,9 @@ class Answer:
         self.tokens += output.tokens
         self.cached += output.cached
         self.logprobs += output.logprobs or []
+        if output.prompt_logprobs is not None:
+            assert self.prompt_logprobs is None, "they come once"
+            self.prompt_logprobs = output.prompt_logprobs
         self.finish, self.error = output.finish, output.error
 
 

@@ -132,6 +132,27 @@ def test_logprobs_are_those_of_the_unmodified_model(llama: Model) -> None:
     assert ask(lane, PROMPT, None, 2, sampling=Sampling()).logprobs == []
 
 
+@pytest.mark.parametrize("length", [1, 2, 8, 9, 100])
+def test_logprobs_of_the_prompt(llama: Model, length: int) -> None:
+    lane = batched(llama)
+    prompt = np.random.default_rng(length).integers(2, 60, length).tolist()
+    ask(lane, prompt, "nine", 4)  # leaves its KV behind, which a prompt with logprobs has no use for
+    others = [Submit(index, name, [5, index], 9, Sampling()) for index, name in ((1, None), (2, "some"))]
+    request = Submit(0, "nine", prompt, 4, Sampling(temperature=0, prompt_logprobs=3))
+    answer = run(lane, [others[0], request, others[1]])[0]
+    assert answer.cached == 0
+    assert answer.tokens == ask(lane, prompt, "nine", 4).tokens
+    logits = reference_logits(llama.checkpoint, llama.peft["nine"], prompt).astype(np.float64)
+    assert answer.prompt_logprobs is not None
+    for row, token, found in zip(logits[:-1], prompt[1:], answer.prompt_logprobs, strict=True):
+        logprobs = row - np.log(np.exp(row - row.max()).sum()) - row.max()
+        assert found.chosen == pytest.approx(logprobs[token], abs=1e-4)
+        best = np.argsort(-logprobs)[:3]
+        assert [t for t, _ in found.top] == best.tolist()
+        assert [v for _, v in found.top] == pytest.approx(logprobs[best], abs=1e-4)
+    assert ask(lane, prompt, "nine", 4).prompt_logprobs is None
+
+
 def test_what_ends_an_answer(llama: Model) -> None:
     lane = batched(llama)
     plain = Sampling(temperature=0, logit_bias={EOS: 100.0})
