@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fast check format lock clean
+.PHONY: demo test fast check clients format lock clean
 
 demo: .venv/serve.done
 	@$(BIN)/loraplex demo
@@ -23,6 +23,10 @@ check: .venv/test.done
 	@mkdir -p .cache/mypy/loraplex && cd .cache/mypy/loraplex && ln -sfn ../../../server ../../../build ../../../bench ../../../adapters .
 	MYPYPATH=.cache/mypy $(BIN)/mypy --cache-dir .cache/mypy_cache -p loraplex.server -p loraplex.build -p loraplex.bench
 	MYPYPATH=.cache/mypy $(BIN)/mypy --cache-dir .cache/mypy_cache tests
+
+# Client libraries and suites that nobody here wrote, each in an environment of its own.
+clients: .venv/test.done
+	$(BIN)/python -m tests.clients
 
 format: .venv/test.done
 	$(BIN)/ruff check --fix .

@@ -78,7 +78,9 @@ class AdapterDir:
         self._last = found
         for name in self._done.keys() - found.keys():
             del self._done[name]
-            if name in self._ours:
+            if name in self._ours and self._registry.options(name).pinned:
+                logger.warning("%s is no longer in %s, but pinned: it stays", name, self._folder)
+            elif name in self._ours:
                 self._ours.remove(name)
                 try:
                     await self._registry.unload(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -20,11 +20,12 @@ from loraplex.server.api.adapters import (
 )
 from loraplex.server.api.chat import chat_completions
 from loraplex.server.api.completions import completions
+from loraplex.server.api.input_tokens import input_tokens
 from loraplex.server.api.models import get_model, list_models
 from loraplex.server.api.operations import health, metrics, ready, version
 from loraplex.server.api.reference import docs, openapi
 from loraplex.server.api.responses import responses
-from loraplex.server.api.stream import INTERNAL_ERROR, error_response, json_response
+from loraplex.server.api.stream import CLIENT_CLOSED_REQUEST, INTERNAL_ERROR, error_response, json_response
 from loraplex.server.api.tokenize import detokenize, tokenize
 from loraplex.server.errors import LoraplexError, MethodNotAllowed, NotFound
 from loraplex.server.middleware import Recorded
@@ -35,6 +36,7 @@ ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/responses", responses, methods=["POST"]),
+    Route("/v1/responses/input_tokens", input_tokens, methods=["POST"]),
     Route("/tokenize", tokenize, methods=["POST"]),
     Route("/detokenize", detokenize, methods=["POST"]),
     Route("/v1/models", list_models),
@@ -59,7 +61,12 @@ def create_app(server: Serving) -> ASGIApp:
     """The application of a server whose parts run already."""
     app = Starlette(
         routes=ROUTES,
-        exception_handlers={LoraplexError: refuse, HTTPException: refuse_route, Exception: fail},
+        exception_handlers={
+            LoraplexError: refuse,
+            HTTPException: refuse_route,
+            ClientDisconnect: leave,
+            Exception: fail,
+        },
     )
     app.state.serving = server
     # A path with a slash too many is unknown: clients follow a redirect of a POST as a GET, or drop their key.
@@ -85,6 +92,11 @@ async def refuse_route(request: Request, error: Exception) -> Response:
         answer.headers.update(error.headers or {})
         return answer
     return await refuse(request, NotFound(f"{target}: there is no such path"))
+
+
+async def leave(_request: Request, _error: Exception) -> Response:
+    """The client went before all of its body was there; only the log sees this."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def fail(_request: Request, _error: Exception) -> Response:

@@ -18,6 +18,7 @@ still has the projections `q_proj`, `k_proj` and `v_proj`. Its graph inputs are
 from __future__ import annotations
 
 import hashlib
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -185,7 +186,10 @@ def read_adapter_manifest(folder: Path) -> AdapterManifest:
     """Read adapter.json; raises AdapterInvalid, which names the file and the fix."""
     path = folder / ADAPTER_MANIFEST
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be read for ever
+            raise AdapterInvalid(f"{folder}: {ADAPTER_MANIFEST} is not a file")
+        if found.st_size > MAX_MANIFEST_BYTES:
             raise AdapterInvalid(f"{path} has more than {MAX_MANIFEST_BYTES} bytes")
         return msgspec.json.decode(path.read_bytes(), type=AdapterManifest)
     except FileNotFoundError:

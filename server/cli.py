@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
 from importlib.metadata import version
 from importlib.resources import as_file, files
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from cyclopts.config import Env
 
+from loraplex.server import run
 from loraplex.server.bundle import Bundle
-from loraplex.server.errors import LoraplexError
+from loraplex.server.errors import KeysInvalid, LoraplexError
 from loraplex.server.hub import locate_bundle
-from loraplex.server.keys import Key, digest, entry, new_key
+from loraplex.server.keys import Key, check_entry, digest, entry, new_key
 from loraplex.server.logs import configure
-from loraplex.server.run import run
 from loraplex.server.settings import PREFIX, AtLeastOne, Settings, check_environment
 
 logger = logging.getLogger("loraplex")
@@ -71,6 +71,7 @@ def key(
     adapter: tuple[str, ...] = (),
     requests_per_minute: AtLeastOne | None = None,
     tokens_per_minute: AtLeastOne | None = None,
+    service_class: Annotated[str, Parameter(name="--class")] = "default",
 ) -> None:
     """Make an API key, and the lines that let it in.
 
@@ -86,11 +87,18 @@ def key(
         How many requests it may make.
     tokens_per_minute
         How many tokens its prompts and answers may have together.
+    service_class
+        By which metrics tell keys apart.
     """
     made = new_key()
-    print(f"{made}\n\nFor the file of --keys, which keeps no key itself:\n")
     limits = (requests_per_minute, tokens_per_minute)
-    print(entry(Key(name, digest(made), admin, frozenset(adapter) or None, *limits)))
+    lines = entry(Key(name, digest(made), admin, frozenset(adapter) or None, *limits, service_class))
+    try:
+        check_entry(lines)
+    except KeysInvalid as error:
+        print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{made}\n\nFor the file of --keys, which keeps no key itself:\n\n{lines}")
 
 
 # By name, so that serving needs nothing of what building needs.
@@ -99,6 +107,7 @@ app.command(
     "loraplex.build.adapter_cli:adapter", help="Convert, inspect and verify one adapter against a bundle that exists."
 )
 app.command("loraplex.build.publish_cli:publish", help="Publish a bundle to the Hugging Face hub or to Azure ML.")
+app.command("loraplex.bench.cli:bench", help="Measure a server of the OpenAI API under load.")
 
 
 def _serve(bundle: str, settings: Settings, welcome: str | None = None) -> None:
@@ -106,7 +115,7 @@ def _serve(bundle: str, settings: Settings, welcome: str | None = None) -> None:
     for line in check_environment(os.environ):
         logger.warning("%s", line)
     try:
-        asyncio.run(run(Bundle.open(locate_bundle(bundle)), settings, welcome))
+        run.serve(Bundle.open(locate_bundle(bundle)), settings, welcome)
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")
     except KeyboardInterrupt:

@@ -1,4 +1,5 @@
-"""PEFT adapters to the bundle's form, in a process of their own: `loraplex adapter convert`.
+"""Adapters into the store; PEFT's are brought to the bundle's form in a process of their own, `loraplex adapter
+convert`.
 
 What comes from outside is read where it can take neither the server's memory nor its time.
 """
@@ -6,20 +7,53 @@ What comes from outside is read where it can take neither the server's memory no
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from loraplex.server.errors import AdapterInvalid
+from loraplex.server.bundle import ADAPTER_MANIFEST, AdapterManifest, read_adapter_manifest
+from loraplex.server.errors import AdapterInvalid, StorageFailed
+from loraplex.server.store import Store
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
-TIMEOUT = 30.0
-"""Seconds that one may take; an adapter of 100 MB takes two."""
+CPU_SECONDS = 30
+"""What one may take; an adapter of 100 MB takes two."""
+TIMEOUT = 120.0
+"""Seconds that one may take on a machine that has other things to do."""
+ROOM = 2**16
+"""Bytes beside the weights."""
 REASON = 500
 """Characters of what went wrong that a client gets."""
+
+
+async def take_over(store: Store, bundle: Path, name: str, source: Path, target: Path) -> None:
+    """A copy of the adapter in `source` at `target`, converted where it is PEFT's.
+
+    Raises AdapterInvalid and StorageFailed.
+    """
+    if (source / ADAPTER_MANIFEST).is_file() or not (source / PEFT_CONFIG).is_file():
+        manifest = await asyncio.to_thread(_read_manifest, name, source)
+        files = [ADAPTER_MANIFEST, manifest.file]
+        if manifest.chat_template:
+            files.append(manifest.chat_template)
+        await asyncio.to_thread(store.copy, name, source, files, target)
+        return
+    peft = target.with_name(".peft")  # no adapter can have this name
+    await asyncio.to_thread(store.copy, name, source, [PEFT_CONFIG, PEFT_WEIGHTS], peft)
+    try:
+        await convert(bundle, peft, target, name)
+    except AdapterInvalid:
+        # What the library that writes the file says of a full disk differs from one system to another.
+        await asyncio.to_thread(_check_room, name, peft)
+        raise
+    await asyncio.to_thread(shutil.rmtree, peft)
 
 
 async def convert(bundle: Path, peft: Path, target: Path, name: str) -> None:
@@ -41,13 +75,34 @@ async def convert(bundle: Path, peft: Path, target: Path, name: str) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if sys.platform != "win32" and process.returncode == -signal.SIGXCPU:
+        raise AdapterInvalid(f"adapter {name!r} took more than {CPU_SECONDS} s to convert")
     if process.returncode:
         lines = said.decode(errors="replace").strip().splitlines() or [f"status {process.returncode}"]
-        raise AdapterInvalid(f"adapter {name!r} cannot be converted: {lines[-1].removeprefix('loraplex: ')[:REASON]}")
+        reason = lines[-1].removeprefix("loraplex: ")
+        for folder in (peft, target.parent):  # where the server keeps its files is no client's business
+            reason = reason.replace(f"{folder}{os.sep}", "")
+        raise AdapterInvalid(f"adapter {name!r} cannot be converted: {reason[:REASON]}")
+
+
+def _read_manifest(name: str, source: Path) -> AdapterManifest:
+    """Raises AdapterInvalid, in words that do not tell a client where the server keeps its files."""
+    try:
+        return read_adapter_manifest(source)
+    except AdapterInvalid as error:
+        message = error.message.replace(f"{source}{os.sep}", "").replace(str(source), "it")
+        raise AdapterInvalid(f"adapter {name!r}: {message}") from None
+
+
+def _check_room(name: str, peft: Path) -> None:
+    """Raises StorageFailed where the disk cannot hold what is made of a PEFT folder: float32 at most."""
+    wanted = 2 * (peft / PEFT_WEIGHTS).stat().st_size + ROOM
+    if shutil.disk_usage(peft).free < wanted:
+        raise StorageFailed(f"adapter {name!r} could not be stored: {os.strerror(errno.ENOSPC)}")
 
 
 def _limit(pid: int) -> None:
     """Let the system end a process that would outlive this one, where the system can."""
     if sys.platform == "linux":
         with suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).rlimit(psutil.RLIMIT_CPU, (int(TIMEOUT), int(TIMEOUT)))
+            psutil.Process(pid).rlimit(psutil.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))

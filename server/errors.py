@@ -181,6 +181,14 @@ class EngineFailed(LoraplexError):
     code = "engine_failed"
 
 
+class HubFailed(LoraplexError):
+    """The hub could not be reached, or broke off."""
+
+    status = 502
+    code = "hub_failed"
+    wait = 5
+
+
 class NotReady(LoraplexError):
     """The engine is down, or the server is shutting down."""
 
@@ -188,6 +196,15 @@ class NotReady(LoraplexError):
     type = "service_unavailable_error"
     code = "not_ready"
     wait = 5
+
+
+class TooManyConnections(LoraplexError):
+    """More than `--max-connections` connections are open."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "too_many_connections"
+    wait = 1
 
 
 class DeadlineExceeded(LoraplexError):

@@ -49,6 +49,10 @@ class Delta(Struct, frozen=True):
     """One for each token, where asked for."""
     cached: int = 0
     """Prompt tokens that had not to be computed; in the first piece with tokens."""
+    more: bool = False
+    """The next piece is there already."""
+    prompt_logprobs: list[Logprobs] | None = None
+    """One for each token of the prompt but the first, where asked for; in the first piece with tokens."""
 
 
 class Generation:
@@ -90,7 +94,7 @@ class Generation:
                     loop = asyncio.get_running_loop()
                     timer = loop.call_at(deadline, self._engine.fail, stream, _late("was being answered"))
                 async for output in stream:
-                    delta = decoding.decode(output)
+                    delta = decoding.decode(output, more=stream.waiting)
                     clock.tokens(len(delta.tokens), delta.cached)
                     if delta.finish:
                         ended = delta.finish
@@ -117,18 +121,26 @@ class _Decoding:
         self._stop = StopStrings(job.stop, include=job.include_stop)
         self._include_stop = job.include_stop
 
-    def decode(self, output: Output) -> Delta:
+    def decode(self, output: Output, *, more: bool) -> Delta:
         # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
         ends = output.finish == "stop" and not self._include_stop
         visible = output.tokens[:-1] if ends else output.tokens
         text = ""
         for count, token in enumerate(visible, 1):
-            text += self._stop.feed(self._detokenizer.decode([token]))
+            text += self._stop.feed(self._detokenizer.add(token))
             if self._stop.stopped:
-                return Delta(text, output.tokens[:count], "stop", (output.logprobs or [])[:count], output.cached)
+                return Delta(
+                    text,
+                    output.tokens[:count],
+                    "stop",
+                    (output.logprobs or [])[:count],
+                    output.cached,
+                    prompt_logprobs=output.prompt_logprobs,
+                )
         if output.finish:
             text += self._stop.flush()
-        return Delta(text, output.tokens, output.finish, output.logprobs or [], output.cached)
+        logprobs = output.logprobs or []
+        return Delta(text, output.tokens, output.finish, logprobs, output.cached, more, output.prompt_logprobs)
 
 
 def _late(state: str) -> DeadlineExceeded:

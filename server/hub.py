@@ -23,7 +23,7 @@ logger = logging.getLogger("loraplex.hub")
 FILES = [MANIFEST, "base/*", "adapters/*"]
 """All that is fetched of a repository."""
 
-_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
+ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\S+))?")
 _UNPACKED = "loraplex"
 
 
@@ -33,7 +33,7 @@ def locate_bundle(given: str) -> Path:
     A folder that exists wins over an id. What the cache has is not fetched again, and without network, or with
     HF_HUB_OFFLINE=1, the cache is all there is. Blocks for as long as it takes. Raises BundleInvalid.
     """
-    match = _ID.fullmatch(given)
+    match = ID.fullmatch(given)
     if match is None or Path(given).exists():
         return Path(given)
     snapshot = _fetch(given, match["repository"], match["revision"])
@@ -49,8 +49,8 @@ def locate_bundle(given: str) -> Path:
         ) from None
 
 
-def _fetch(given: str, repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
+def explain(error: Exception, revision: str | None) -> str:
+    """Why huggingface_hub could not fetch a repository, in a line for people."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -60,21 +60,36 @@ def _fetch(given: str, repository: str, revision: str | None) -> Path:
         RevisionNotFoundError,
     )
 
+    match error:
+        case GatedRepoError():
+            return "it is gated, accept its terms and log in with `hf auth login`"
+        case RepositoryNotFoundError():
+            return "there is none of this name, or it is private and needs `hf auth login`"
+        case RevisionNotFoundError():
+            return f"it has no revision {revision}"
+        case LocalEntryNotFoundError() | OfflineModeIsEnabled():
+            return "the hub cannot be reached, and the cache does not have all of it"
+        case HFValidationError():
+            return "that is no name of a repository"
+        case _:
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether the hub has no such repository or revision, or none for us."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    return isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | HFValidationError)
+
+
+def _fetch(given: str, repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=FILES))
-    except GatedRepoError:
-        reason = "it is gated, accept its terms and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "there is none of this name, or it is private and needs `hf auth login`"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision}"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        reason = "the hub cannot be reached, and the cache does not have all of it"
-    except HFValidationError:
-        reason = "that is no name of a repository"
     # Downloads run through several libraries, each with network errors of its own.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = explain(error, revision)
     raise BundleInvalid(f"{given} is neither a folder here nor a bundle on the hub: {reason}")
 
 

@@ -82,6 +82,14 @@ def entry(key: Key) -> str:
     return "\n".join(lines)
 
 
+def check_entry(lines: str) -> None:
+    """Whether a server would take this entry. Raises KeysInvalid."""
+    try:
+        msgspec.toml.decode(lines, type=_File)
+    except msgspec.DecodeError as error:
+        raise KeysInvalid(f"no server would take this key: {error}") from None
+
+
 def _text(value: str) -> str:
     return json.dumps(value)  # a JSON string is a TOML string
 
@@ -123,11 +131,11 @@ class Keys:
         return found[0]
 
     def _reload(self) -> None:
+        stamp = self._stat()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
         try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return
-            self._stamp = stamp
             self._keys = self._read()
             names = {key.name for key in self._keys}
             self._rates = {name: rate for name, rate in self._rates.items() if name in names}
@@ -136,11 +144,12 @@ class Keys:
         else:
             logger.info("%d keys read from %s", len(self._keys), self._path)
 
-    def _stat(self) -> tuple[int, int, int]:
+    def _stat(self) -> tuple[int, int, int] | None:
+        """What changes with the file; None while there is none."""
         try:
             found = self._path.stat()
-        except OSError as error:
-            raise KeysInvalid(f"{self._path} cannot be read: {error.strerror}") from None
+        except OSError:
+            return None
         return found.st_mtime_ns, found.st_size, found.st_ino
 
     def _read(self) -> list[Key]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.registry import Collector
+
+from loraplex.server.histogram import Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -77,6 +79,7 @@ class Metrics:
         return metric
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        metric = Histogram(f"loraplex_{name}", text, ["adapter"], buckets=SECONDS, registry=self._registry)
+        metric = Histogram(f"loraplex_{name}", text, "adapter", SECONDS)
+        self._registry.register(metric)
         self._labelled.append(metric)
         return metric

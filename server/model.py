@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from loraplex.server.bundle import AdapterManifest, Sampling
 from loraplex.server.options import Options
+from loraplex.server.text.foreign_template import ForeignTemplate
 from loraplex.server.text.template import ChatTemplate
 
 State = Literal["loading", "ready", "draining", "failed"]
@@ -20,7 +21,7 @@ class Model(Struct, frozen=True):
 
     name: str
     adapter: str | None
-    template: ChatTemplate | None
+    template: ChatTemplate | ForeignTemplate | None
     sampling: tuple[Sampling, ...]
     """Defaults in order of precedence."""
     created: int

@@ -26,6 +26,9 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=Tru
     max_running: Positive | None = None
     """Sequences of it that run at the same time; None leaves it to the server."""
 
+    pinned: bool = False
+    """It keeps its place in the model where adapters take turns for one, and stays when its folder disappears."""
+
     @property
     def terms(self) -> Terms:
         return Terms(self.priority, self.max_running)

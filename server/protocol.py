@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from loraplex.server.api.stream import error_body
-from loraplex.server.errors import HeadersTooLarge, InvalidHTTP, LoraplexError
+from loraplex.server.api.stream import error_body, error_response
+from loraplex.server.errors import HeadersTooLarge, InvalidHTTP, LoraplexError, TooManyConnections
+
+logger = logging.getLogger("loraplex")
 
 MAX_BYTES = 64 * 1024
 """Of request line and headers; what came in one read with the first byte too many is still taken."""
@@ -16,19 +20,33 @@ HEAD_SECONDS = 30.0
 """From the connection, or from the first byte of a further request on it, to the end of the headers."""
 IDLE_SECONDS = 30.0
 """From one piece of a body to the next. How long all of it may take is for who reads it to say."""
+CROWDED_SECONDS = 2.0
+"""What a connection over the limit gets instead of HEAD_SECONDS, to ask and be refused."""
 
 
 class LimitedRequest(HttpToolsProtocol):
-    """Answers 431 to headers that are too long, and closes a connection whose request does not go on."""
+    """Answers 431 to headers that are too long, and closes a connection whose request does not go on.
+
+    uvicorn's `limit_concurrency` is the number of connections: to a request on one more the answer is 503.
+    """
 
     _timer: asyncio.TimerHandle | None = None
     _bytes = 0
     _in_head = True
     _last_piece = 0.0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Taken from uvicorn, which would answer in words of its own.
+        self._most, self.limit_concurrency = self.limit_concurrency, None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer = self.loop.call_later(HEAD_SECONDS, transport.close)
+        crowded = self._most is not None and len(self.connections) > self._most
+        if crowded:
+            logger.warning("more than %d connections are open: one is refused", self._most)
+            self.app = refuse_connection
+        self._timer = self.loop.call_later(CROWDED_SECONDS if crowded else HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -81,3 +99,10 @@ class LimitedRequest(HttpToolsProtocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+async def refuse_connection(scope: Any, receive: Any, send: Any) -> None:
+    """The application of a connection that is one too many."""
+    refusal = error_response(TooManyConnections("This server has as many connections as it may: try again later"))
+    refusal.headers["connection"] = "close"
+    await refusal(scope, receive, send)

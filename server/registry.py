@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,15 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from loraplex.server.bundle import (
-    ADAPTER_MANIFEST,
-    AdapterManifest,
-    Bundle,
-    Name,
-    inside,
-    read_adapter_manifest,
-)
-from loraplex.server.conversion import PEFT_CONFIG, PEFT_WEIGHTS, convert
+from loraplex.server.bundle import AdapterManifest, Bundle, Name, inside
+from loraplex.server.conversion import take_over
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.errors import (
     AdapterBusy,
@@ -37,6 +29,7 @@ from loraplex.server.errors import (
 from loraplex.server.model import Adapter, Model
 from loraplex.server.options import Options
 from loraplex.server.store import Store
+from loraplex.server.text.foreign_template import ForeignTemplate
 from loraplex.server.text.template import ChatTemplate
 from loraplex.server.text.tokenizer import Text
 
@@ -169,7 +162,7 @@ class Registry:
         try:
             adapter.folder = await asyncio.to_thread(self._store.place, name)
             try:
-                await self._bring(name, folder, adapter.folder)
+                await take_over(self._store, self._bundle.folder, name, folder, adapter.folder)
                 await self._load(adapter, f"{name}#{next(self._numbers)}")
                 if keep:
                     await asyncio.to_thread(self._store.keep, name, adapter.folder, source)
@@ -207,8 +200,12 @@ class Registry:
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
         taken = {self.base.name, *self._adapters, *self._loading}
         taken.update(alias for each, found in self._options.items() if each != name for alias in found.aliases)
+        if len(set(options.aliases)) < len(options.aliases):
+            raise InvalidRequest("aliases has a name twice", param="aliases")
         if clash := min(taken.intersection(options.aliases), default=None):
             raise InvalidRequest(f"{clash!r} is a model already", param="aliases")
+        if options.pinned and not self.options(name).pinned:
+            self._check_place(name)
         await asyncio.to_thread(self._store.set_options, name, options)
         adapter = self._adapters.get(name)
         if adapter is None:
@@ -216,7 +213,24 @@ class Registry:
         self._options[name] = options
         if adapter.model and adapter.model.manifest:
             adapter.model = self._model(adapter, adapter.model.adapter, adapter.model.template, adapter.model.manifest)
+            self._pin(adapter.model)
         return adapter
+
+    def _check_place(self, name: str) -> None:
+        """Whether one more adapter may be pinned: another must find a place. Raises InvalidRequest."""
+        assert self._engine is not None
+        places = self._engine.places
+        pinned = sum(found.pinned for each, found in self._options.items() if each in self._adapters)
+        if places is not None and pinned + 1 >= places:
+            raise InvalidRequest(
+                f"{name!r} cannot be pinned: {pinned} adapters are, of {places} that the model has room for, and one "
+                "place is for the others",
+                param="pinned",
+            )
+
+    def _pin(self, model: Model) -> None:
+        if self._engine and model.adapter is not None:
+            self._engine.pin_adapter(model.adapter, model.options.pinned)
 
     def lose(self, engine_name: str, reason: str) -> None:
         """The engine was started again and cannot load this adapter any more."""
@@ -224,36 +238,27 @@ class Registry:
             if adapter.model and adapter.model.adapter == engine_name:
                 adapter.model, adapter.state, adapter.reason = None, "failed", reason
 
-    async def _bring(self, name: str, source: Path, target: Path) -> None:
-        """A copy of the adapter in `source` at `target`, converted where it is PEFT's."""
-        if (source / ADAPTER_MANIFEST).is_file() or not (source / PEFT_CONFIG).is_file():
-            manifest = await asyncio.to_thread(read_adapter_manifest, source)
-            files = [ADAPTER_MANIFEST, manifest.file]
-            if manifest.chat_template:
-                files.append(manifest.chat_template)
-            await asyncio.to_thread(self._store.copy, name, source, files, target)
-            return
-        peft = target.with_name(".peft")  # no adapter can have this name
-        await asyncio.to_thread(self._store.copy, name, source, [PEFT_CONFIG, PEFT_WEIGHTS], peft)
-        await convert(self._bundle.folder, peft, target, name)
-        await asyncio.to_thread(shutil.rmtree, peft)
-
     async def _load(self, adapter: Adapter, engine_name: str) -> None:
         """Raises AdapterInvalid, NotReady or EngineFailed."""
         assert self._engine is not None
         manifest = await self._engine.load_adapter(engine_name, adapter.folder)
-        template = self.base.template
+        template: ChatTemplate | ForeignTemplate | None = self.base.template
         if manifest.chat_template is not None:
             try:
-                template = self._text.adapter_template(inside(adapter.folder, manifest.chat_template))
+                template = await self._text.adapter_template(inside(adapter.folder, manifest.chat_template))
             except BundleInvalid as error:
                 self._engine.unload_adapter(engine_name)
                 raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
         adapter.model = self._model(adapter, engine_name, template, manifest)
+        self._pin(adapter.model)
 
     def _model(
-        self, adapter: Adapter, engine_name: str | None, template: ChatTemplate | None, manifest: AdapterManifest
+        self,
+        adapter: Adapter,
+        engine_name: str | None,
+        template: ChatTemplate | ForeignTemplate | None,
+        manifest: AdapterManifest,
     ) -> Model:
         options = self.options(adapter.name)
         return Model(

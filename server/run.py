@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
+from uvicorn.loops.auto import auto_loop_factory
 
 from loraplex.server.app import create_app
 from loraplex.server.bundle import Bundle
+from loraplex.server.engine.connection import ENGINE
 from loraplex.server.errors import CannotListen
 from loraplex.server.protocol import LimitedRequest
 from loraplex.server.serving import open_serving
 from loraplex.server.settings import Settings
 
 logger = logging.getLogger("loraplex")
+
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may be idle. Clients and proxies keep theirs for 5 to 60 s, and should be the first to close
+one: were it the server, a request that is on its way would be lost."""
 
 
 class Server(uvicorn.Server):
@@ -68,7 +75,17 @@ class Server(uvicorn.Server):
         self.handle_exit(received, None)
 
 
-async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) -> None:
+def serve(
+    bundle: Bundle, settings: Settings, welcome: str | None = None, engine_command: Sequence[str] = ENGINE
+) -> None:
+    """`run` in an event loop of its own, uvloop's where it is installed (everywhere but on Windows)."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        runner.run(run(bundle, settings, welcome, engine_command))
+
+
+async def run(
+    bundle: Bundle, settings: Settings, welcome: str | None = None, engine_command: Sequence[str] = ENGINE
+) -> None:
     """Serve until a signal. `welcome` is printed once requests are answered, with {url} filled in.
 
     Raises CannotListen, and what `open_serving` does, before anything is answered.
@@ -83,6 +100,7 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
     config = uvicorn.Config(
         app=_not_started,
         http=LimitedRequest,
+        limit_concurrency=settings.connection_limit(),
         ws="none",
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
@@ -92,9 +110,10 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
         lifespan="off",
         server_header=False,
         timeout_graceful_shutdown=settings.stop_timeout,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     try:
-        async with open_serving(settings, bundle) as serving:
+        async with open_serving(settings, bundle, engine_command) as serving:
             config.app = create_app(serving)
 
             def announce() -> None:
@@ -104,6 +123,8 @@ async def run(bundle: Bundle, settings: Settings, welcome: str | None = None) ->
                 if welcome:
                     print(welcome.format(url=url), flush=True)
 
+            gc.collect()
+            gc.freeze()  # what stands now stands until the end: no collection need look at it again
             server = Server(config, on_start=announce, cut=serving.cut, drain=settings.drain_timeout)
             await server.serve(sockets=[listener])
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from loraplex.server.adapter_dir import AdapterDir
 from loraplex.server.admission import Admission
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.client import EngineClient
+from loraplex.server.engine.connection import ENGINE
 from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import NotReady
 from loraplex.server.gateway_metrics import GatewayMetrics
@@ -27,6 +29,8 @@ from loraplex.server.store import Store
 from loraplex.server.text.guide import GuideChecker
 from loraplex.server.text.tokenizer import Text
 from loraplex.server.tracing import Tracing
+
+logger = logging.getLogger("loraplex")
 
 
 @dataclass(frozen=True)
@@ -61,47 +65,33 @@ class Serving:
 
 
 @asynccontextmanager
-async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serving]:
-    """Start the engine, load the adapters; stop the engine at the end.
+async def open_serving(
+    settings: Settings, bundle: Bundle, engine_command: Sequence[str] = ENGINE
+) -> AsyncIterator[Serving]:
+    """Start the engine by its command, load the adapters; stop the engine at the end.
 
     Raises BundleInvalid, KeysInvalid, StateInvalid, TracingUnavailable, and AdapterInvalid where `settings.strict`.
     """
     keys = Keys(settings.keys) if settings.keys else None
     base = bundle.manifest.base
-    folder = bundle.variant("generator")
-    text = Text(folder)
+    text = Text(bundle.variant("generator"))
     metrics = Metrics()
-    start = Start(
-        str(folder),
-        base,
-        settings.device,
-        settings.engine_threads(),
-        settings.prefill_chunk,
-        settings.telemetry,
-        settings.log_level,
-        settings.engine,
-        settings.kv_cache_mib * 2**20,
-        settings.max_running,
-        Routed(
-            str(bundle.variant("paged")) if "paged" in bundle.manifest.variants else None,
-            [str(bundle.adapter(name)) for name in bundle.manifest.adapters],
-            str(settings.link_cache) if settings.link_cache else None,
-            settings.weights,
-            settings.max_linked,
-            settings.prefix_cache,
-            settings.cuda_graphs,
-        ),
-    )
     async with AsyncExitStack() as cleanup:
         tracing = None
         if settings.otlp_endpoint:
             tracing = Tracing(settings.otlp_endpoint)
             cleanup.push_async_callback(asyncio.to_thread, tracing.close)
         state = settings.state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="loraplex-")))
+        cleanup.push_async_callback(text.close)
         store = Store(state, settings.max_adapter_bytes)
         registry = Registry(bundle, text, store)
         engine = await cleanup.enter_async_context(
-            EngineClient(start, on_restart=metrics.engine_restarts.inc, on_adapter_lost=registry.lose)
+            EngineClient(
+                engine_start(settings, bundle),
+                on_restart=metrics.engine_restarts.inc,
+                on_adapter_lost=registry.lose,
+                command=engine_command,
+            )
         )
         await registry.start(engine, strict=settings.strict)
         adapter_dir = AdapterDir(settings.adapter_dir, registry) if settings.adapter_dir else None
@@ -109,6 +99,8 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
             await adapter_dir.load()
             watching = asyncio.create_task(adapter_dir.watch(), name="adapter dir")
             cleanup.push_async_callback(_cancel, watching)
+        if settings.default_model is not None and not registry.has(settings.default_model):
+            logger.warning("--default-model %s: there is no such model yet", settings.default_model)
         assert engine.started is not None
         metrics.lane = engine.started.lane
         admission = Admission(
@@ -136,6 +128,31 @@ async def open_serving(settings: Settings, bundle: Bundle) -> AsyncIterator[Serv
             context_length=min(base.context_length, settings.max_model_len or base.context_length),
             fingerprint="fp_" + base.fingerprint.removeprefix("sha256:")[:12],
         )
+
+
+def engine_start(settings: Settings, bundle: Bundle) -> Start:
+    """What the engine is started with."""
+    return Start(
+        str(bundle.variant("generator")),
+        bundle.manifest.base,
+        settings.device,
+        settings.engine_threads(),
+        settings.prefill_chunk,
+        settings.telemetry,
+        settings.log_level,
+        settings.engine,
+        settings.kv_cache_mib * 2**20,
+        settings.max_running,
+        Routed(
+            str(bundle.variant("paged")) if "paged" in bundle.manifest.variants else None,
+            [str(bundle.adapter(name)) for name in bundle.manifest.adapters],
+            str(settings.link_cache) if settings.link_cache else None,
+            settings.weights,
+            settings.max_linked,
+            settings.prefix_cache,
+            settings.cuda_graphs,
+        ),
+    )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +15,14 @@ import psutil
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+if sys.platform != "win32":
+    import resource
+
 PREFIX = "LORAPLEX_"
 """Of environment variables: LORAPLEX_MAX_RUNNING is --max-running."""
+
+RESERVED_FILES = 128
+"""Open files that are no connections of clients: logs, pipes, uploads, a connection that is being refused."""
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 
@@ -48,6 +55,9 @@ class Settings:
 
     max_running: Annotated[int, Parameter(validator=Number(gte=0, lte=256))] = 0
     "Sequences that are decoded at the same time; more wait in the queue; 0 is 64 on the routed engine, 16 on others."
+
+    default_model: str | None = None
+    "Adapter or base of requests that name no model; unset, they are refused."
 
     max_waiting: Annotated[int, Parameter(validator=Number(gte=0))] = 256
     "Sequences that may wait; beyond that a request is answered 429 with Retry-After."
@@ -94,11 +104,17 @@ class Settings:
     adapter_dir: Path | None = None
     "Folder that adapters are loaded from while the server runs: those that appear in it, and those asked for."
 
+    allow_hub: bool = False
+    "Let adapters be loaded from the Hugging Face hub by their id, with the token of this server's environment."
+
     state_dir: Path | None = None
     "Folder for adapters that were loaded while the server ran, so that they are there after a restart."
 
     max_adapter_bytes: AtLeastOne = 2**30
     "Largest adapter that may be loaded while the server runs."
+
+    max_connections: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    "Open connections; one more is answered 503; 0 is what the limit of open files leaves room for."
 
     max_body_bytes: AtLeastOne = 4 * 1024 * 1024
     "Largest request body; beyond that a request is answered 413."
@@ -140,6 +156,13 @@ class Settings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    def connection_limit(self) -> int | None:
+        """Connections that may be open; None where the system sets no limit."""
+        if self.max_connections or sys.platform == "win32":
+            return self.max_connections or None
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return None if files == resource.RLIM_INFINITY else max(1, files - RESERVED_FILES)
 
     def engine_threads(self) -> int:
         """CPU threads the engine gets."""

@@ -61,7 +61,11 @@ class Store:
                 self._write(Index())
             kept = {self.folder(name).parent for name in self._index.adapters}
             for left in set(folder.iterdir()) - kept - {path}:
-                shutil.rmtree(left, ignore_errors=True)  # of a load that was under way when a server was killed
+                # Of a load, or a change of the index, that was under way when a server was killed.
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink()
         except (OSError, msgspec.DecodeError, BundleInvalid) as error:
             raise StateInvalid(f"{folder} cannot be used as --state-dir: {error}") from None
 

@@ -36,18 +36,20 @@ class Clock:
 
     def tokens(self, count: int, cached: int) -> None:
         """So many tokens came at once; `cached` prompt tokens needed no computing."""
-        self._cached.inc(cached)
-        self._record.cached_tokens += cached
+        record = self._record
+        if cached:
+            self._cached.inc(cached)
+            record.cached_tokens += cached
         if count == 0:
             return
         now = time.perf_counter()
-        if self._record.last_token is None:
-            self._record.first_token = now
+        if record.last_token is None:
+            record.first_token = now
             self._first_token.observe(now - self._arrived)
         else:
-            self._inter_token.observe((now - self._record.last_token) / count)
-        self._record.last_token = now
-        self._record.tokens += count
+            self._inter_token.observe((now - record.last_token) / count)
+        record.last_token = now
+        record.tokens += count
         self._generated.inc(count)
 
     def failed(self, code: str | None) -> None:

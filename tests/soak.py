@@ -2,16 +2,18 @@
 
     python -m tests.soak [--minutes 30] [--clients 32] [--engine batched]
 
-Clients ask for random adapters, streaming or not, and leave some streams half-read. Meanwhile adapters are loaded,
-replaced, uploaded and unloaded. Every whole answer is compared with the one that the same weights gave alone. At the
-end the memory, file descriptors and threads of both processes are compared with what they were after the first fifth.
-Ends with 1 if anything was wrong.
+Clients ask for random adapters, streaming or not, and leave some answers before they end. Meanwhile adapters are
+loaded, replaced, uploaded, pinned and unloaded. Every whole answer is compared with the one that the same weights gave
+alone, or with the guide that it was to follow. At the end the memory, file descriptors and threads of both processes
+are compared with what they were after the first fifth. Ends with 1 if anything was wrong, a status of 500 or more
+included.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import shutil
 import sys
 import time
@@ -26,7 +28,8 @@ import psutil
 from cyclopts import run
 from msgspec import Struct
 
-from tests.checkpoints import make_adapter, make_checkpoint, quiet
+from tests.checkpoints import make_adapter, quiet
+from tests.server.bytes_bundle import TEMPLATES, make_bytes_checkpoint
 from tests.server.process import ServerProcess, serving
 
 SOURCES = {"small": 2, "middle": 8, "large": 16}
@@ -34,6 +37,7 @@ SOURCES = {"small": 2, "middle": 8, "large": 16}
 RESTLESS = [f"restless-{number}" for number in range(6)]
 PROMPTS = [[seed, seed + 20, seed + 40] for seed in range(10, 34)]
 TOKENS = 24
+GUIDE = "[0-9]{4}"
 GROWTH = 1.05
 """Of memory, from the first fifth to the end."""
 
@@ -47,10 +51,11 @@ class Usage(Struct, frozen=True):
 
 
 class Soak:
-    def __init__(self, server: ServerProcess, sources: Path, peft: Path) -> None:
+    def __init__(self, server: ServerProcess, sources: Path, peft: Path, *, guides: bool) -> None:
         self.server = server
         self.sources = sources
         self.peft = peft
+        self.guides = guides
         self.random = random.Random(7)
         self.client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
         self.http = httpx.AsyncClient(base_url=server.url, timeout=120, trust_env=False)
@@ -83,34 +88,63 @@ class Soak:
                     return None
         return text
 
+    async def leave(self, model: str, prompt: int) -> None:
+        """Ask for a whole answer, and go before it is there, if it is not."""
+        asking = asyncio.create_task(self.ask(model, prompt))
+        await asyncio.wait([asking], timeout=self.random.random() * 0.1)
+        asking.cancel()
+        await asyncio.wait([asking])
+        if not asking.cancelled():
+            asking.result()
+
+    async def guided(self, model: str, prompt: int) -> None:
+        answer = await self.client.completions.create(
+            model=model, prompt=PROMPTS[prompt], max_tokens=TOKENS, extra_body={"guided_regex": GUIDE}
+        )
+        if not re.fullmatch(GUIDE, answer.choices[0].text):
+            self.problems.append(f"{model}, guided: {answer.choices[0].text!r}")
+
+    async def once(self, model: str, prompt: int) -> None:
+        action = self.random.random()
+        if action < 0.1:
+            await self.leave(model, prompt)
+            self.seen["left"] += 1
+            return
+        if action < 0.2 and self.guides:
+            await self.guided(model, prompt)
+            self.seen["guided"] += 1
+            return
+        text = await (self.stream if action < 0.6 else self.ask)(model, prompt)
+        self.seen["left" if text is None else "answered"] += 1
+        right = {self.alone[each, prompt] for each in (SOURCES if model in RESTLESS else (model,))}
+        if text is not None and text not in right:
+            self.problems.append(f"{model}, prompt {prompt}: {text!r}")
+
     async def user(self, until: float) -> None:
         while time.monotonic() < until:
             model = self.random.choice(["tiny", *SOURCES, *RESTLESS])
             prompt = self.random.randrange(len(PROMPTS))
             try:
-                text = await (self.stream if self.random.random() < 0.5 else self.ask)(model, prompt)
+                await self.once(model, prompt)
             except openai.NotFoundError:
                 self.seen["not there"] += 1
                 if model not in RESTLESS:
                     self.problems.append(f"{model} was not found")
-                continue
             except openai.APIError as error:
                 self.problems.append(f"{model}: {error!r}")
-                continue
-            self.seen["left" if text is None else "answered"] += 1
-            right = {self.alone[each, prompt] for each in (SOURCES if model in RESTLESS else (model,))}
-            if text is not None and text not in right:
-                self.problems.append(f"{model}, prompt {prompt}: {text!r}")
 
     async def operator(self, until: float) -> None:
         while time.monotonic() < until:
             name = self.random.choice(RESTLESS)
             source = self.random.choice(list(SOURCES))
             action = self.random.random()
-            if action < 0.45:
+            if action < 0.55:
                 response = await self.http.put(f"/v1/adapters/{name}", json={"path": source})
                 accepted = {200, 201, 409}
-            elif action < 0.5:
+            elif action < 0.6:
+                response = await self.http.patch(f"/v1/adapters/{name}", json={"pinned": self.random.random() < 0.5})
+                accepted = {200, 404}
+            elif action < 0.65:
                 files = [("file", (file.name, file.read_bytes())) for file in (self.peft / source).iterdir()]
                 files = [file for file in files if file[1][0].startswith("adapter_")]
                 response = await self.http.put(f"/v1/adapters/{name}", files=files)
@@ -150,6 +184,8 @@ class Soak:
                 group.create_task(self.operator(until))
             watching = group.create_task(self.watch(begin, until))
         self._compare(watching.result())
+        if self.server.metric("loraplex_engine_restarts_total"):
+            self.problems.append("the engine was started again")
         await self.client.close()
         await self.http.aclose()
 
@@ -175,12 +211,14 @@ def soak(
             _build(work)
         log = work / "log"
         flags: tuple[Any, ...] = ("--dev", "--adapter-dir", str(work / "sources"), "--engine", engine)
+        flags += ("--state-dir", str(work / "state"))
         with serving(work / "bundle", log, *flags) as server:
-            found = Soak(server, work / "sources", work / "peft")
+            found = Soak(server, work / "sources", work / "peft", guides=engine == "batched")
             asyncio.run(found.run(minutes * 60, clients))
         print(dict(found.seen))
-        if "Traceback" in log.read_text():
-            found.problems.append("the log has a traceback")
+        _, traceback, after = log.read_text().partition("Traceback")
+        if traceback:
+            found.problems.append(f"the log has a traceback{after[:3000]}")
     for problem in found.problems[:50]:
         print(problem, file=sys.stderr)
     print(f"{len(found.problems)} problems")
@@ -190,7 +228,7 @@ def soak(
 def _build(work: Path) -> None:
     from loraplex.build.assembly import build_bundle
 
-    checkpoint = make_checkpoint(work / "checkpoint", "llama")
+    checkpoint = make_bytes_checkpoint(work / "checkpoint", TEMPLATES["hermes"])
     adapters = {
         name: make_adapter(checkpoint, work / "peft" / name, rank=rank, alpha=2 * rank, seed=rank)
         for name, rank in SOURCES.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from loraplex.server.errors import Forbidden, ModelNotFound
+from loraplex.server.errors import Forbidden, InvalidRequest, ModelNotFound
 from loraplex.server.keys import Key
 from loraplex.server.record import current
 from loraplex.server.serving import Serving, serving
@@ -26,15 +26,20 @@ def key_of(request: Request) -> Key | None:
     return key
 
 
-async def check_model(server: Serving, key: Key | None, model: str) -> None:
-    """Loads the model if it is not there yet and --adapter-dir has it.
+async def find_model(server: Serving, key: Key | None, given: str | None) -> str:
+    """The name of the model that a request is for, which is loaded if it is not there yet and --adapter-dir has it.
 
-    Raises ModelNotFound where the key does not open it, in the same words whether there is such a model or not.
+    Raises InvalidRequest where none was given and the server has no default, and ModelNotFound where the key does not
+    open it, in the same words whether there is such a model or not.
     """
+    model = given or server.settings.default_model
+    if model is None:
+        raise InvalidRequest("Missing required parameter: model", param="model")
     if key is not None and not key.may_use(server.registry.plain(model)):
         raise ModelNotFound(f"The model {model!r} does not exist or your key does not open it", param="model")
     if server.adapter_dir and not server.registry.has(model):
         await server.adapter_dir.seek(server.registry.plain(model))
+    return model
 
 
 def check_admin(request: Request) -> None:

@@ -19,7 +19,8 @@ from loraplex.server.api.body import decode
 from loraplex.server.api.stream import json_response
 from loraplex.server.api.upload import is_upload, receive
 from loraplex.server.bundle import AdapterManifest, Base, Name, Positive, Sampling
-from loraplex.server.errors import AdapterInvalid, Forbidden, ModelNotFound
+from loraplex.server.errors import AdapterInvalid, Forbidden, InvalidRequest, ModelNotFound
+from loraplex.server.hub_adapter import fetch_adapter, is_hub_id
 from loraplex.server.model import Adapter, State
 from loraplex.server.options import MAX_ALIASES, Options
 from loraplex.server.rotation import Priority
@@ -27,10 +28,12 @@ from loraplex.server.serving import Serving, serving
 
 
 class AdapterSource(Struct, frozen=True, forbid_unknown_fields=True):
-    """Body of PUT /v1/adapters/{name}."""
+    """Body of PUT /v1/adapters/{name}: one of the two."""
 
-    path: str
+    path: str | None = None
     """On the server, inside --adapter-dir; relative paths begin there."""
+    hub: str | None = None
+    """OWNER/NAME[@REVISION] on the Hugging Face hub; with --allow-hub only."""
 
 
 class AdapterChange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +44,7 @@ class AdapterChange(Struct, frozen=True, forbid_unknown_fields=True):
     sampling: Sampling | UnsetType = UNSET
     priority: Priority | UnsetType = UNSET
     max_running: Positive | UnsetType | None = UNSET
+    pinned: bool | UnsetType = UNSET
 
 
 class AdapterCard(Struct, frozen=True):
@@ -116,7 +120,12 @@ async def put_adapter(request: Request) -> Response:
             await asyncio.to_thread(server.store.drop, folder)
     else:
         body = await decode(request, AdapterSource, server.settings.max_body_bytes)
-        adapter = await server.registry.load(name, _inside(server, body.path), source=body.path)
+        if (body.path is None) == (body.hub is None):
+            raise InvalidRequest("send either path or hub", param="path")
+        if body.hub is not None:
+            adapter = await _load_from_hub(server, name, body.hub)
+        else:
+            adapter = await _load_from_folder(server, name, body.path or "")
     return json_response(_card(server, adapter), 200 if known else 201)
 
 
@@ -152,7 +161,7 @@ async def load_lora_adapter(request: Request) -> Response:
             400,
         )
     try:
-        await server.registry.load(name, _inside(server, body.lora_path), source=body.lora_path)
+        await _load_in_vllms_words(server, name, body.lora_path)
     except (AdapterInvalid, ModelNotFound) as error:
         missing = isinstance(error, ModelNotFound)
         return _vllm_error(error.message, "NotFoundError" if missing else "BadRequestError", 404 if missing else 400)
@@ -170,6 +179,29 @@ async def unload_lora_adapter(request: Request) -> Response:
     except ModelNotFound:
         return _vllm_error(f"The lora adapter '{name}' cannot be found.", "NotFoundError", 404)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+
+async def _load_from_folder(server: Serving, name: str, path: str) -> Adapter:
+    return await server.registry.load(name, _inside(server, path), source=path)
+
+
+async def _load_from_hub(server: Serving, name: str, given: str) -> Adapter:
+    if not server.settings.allow_hub:
+        raise Forbidden("Adapters are loaded from the hub only by a server that was started with --allow-hub")
+    folder = server.store.place(name)
+    try:
+        source = await asyncio.to_thread(fetch_adapter, given, folder, server.settings.max_adapter_bytes)
+        return await server.registry.load(name, folder, source=source)
+    finally:
+        await asyncio.to_thread(server.store.drop, folder)
+
+
+async def _load_in_vllms_words(server: Serving, name: str, path: str) -> Adapter:
+    """vLLM takes an id of the hub for a path."""
+    root = server.settings.adapter_dir
+    if server.settings.allow_hub and is_hub_id(path) and not (root and (root / path).exists()):
+        return await _load_from_hub(server, name, path)
+    return await _load_from_folder(server, name, path)
 
 
 def _vllm_error(message: str, kind: str, status: int) -> Response:

@@ -34,6 +34,7 @@ class Choice(Struct):
     offsets: list[int] = []
     """Length of the text when each token came."""
     finish: Finish = "length"
+    prompt_logprobs: list[Logprobs] | None = None
 
 
 class Answer:
@@ -64,6 +65,8 @@ class Answer:
         self._deadline = _deadline(jobs[0].arrived, timeout, serving.settings.request_timeout)
         self._tokens = 0
         self._cached = 0
+        self._more = False
+        """The next delta is there already, or the end."""
         self.id = f"{id_prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.fingerprint = serving.fingerprint
@@ -72,12 +75,17 @@ class Answer:
         """Every delta with the index of its choice. Raises NotReady, EngineFailed and DeadlineExceeded."""
         run = self._serving.generation.run
         choices = [run(job, ticket, self._deadline) for job, ticket in zip(self._jobs, self._tickets, strict=True)]
-        async with aclosing(merge(choices)) as merged:
-            async for index, delta in merged:
-                self._tokens += len(delta.tokens)
-                self._cached += delta.cached
-                self._record.take_tokens(len(delta.tokens), delta.cached)
-                yield index, delta
+        if len(choices) == 1:  # by far the most common, and spared tasks and a queue
+            async with aclosing(choices[0]) as only:
+                async for delta in only:
+                    self._count(delta)
+                    self._more = delta.more or delta.finish is not None
+                    yield 0, delta
+        else:
+            async with aclosing(merge(choices)) as merged:
+                async for index, delta in merged:
+                    self._count(delta)
+                    yield index, delta
 
     async def collect(self) -> list[Choice]:
         """Every choice, whole. Raises NotReady and EngineFailed."""
@@ -90,6 +98,8 @@ class Answer:
                 choice.tokens += delta.tokens
                 choice.logprobs += delta.logprobs
                 choice.finish = delta.finish or choice.finish
+                if delta.prompt_logprobs is not None:
+                    choice.prompt_logprobs = delta.prompt_logprobs
         return choices
 
     def usage(self) -> Usage:
@@ -112,7 +122,8 @@ class Answer:
         end: bytes = DONE,
     ) -> Response:
         """The response that sends `chunks` of this answer as they come, or the event `failed`, and then `end`."""
-        return EventStream(events(chunks, failed, end), self.close, self._serving.settings.stop_timeout)
+        sent = events(chunks, lambda: self._more, failed, end)
+        return EventStream(sent, self.close, self._serving.settings.stop_timeout)
 
     async def whole(self, request: Request, response: Coroutine[Any, Any, Response]) -> Response:
         """The response made of the whole answer; the work ends when the client leaves."""
@@ -120,6 +131,11 @@ class Answer:
             return await unless_disconnected(request, response)
         finally:
             self.close()
+
+    def _count(self, delta: Delta) -> None:
+        self._tokens += len(delta.tokens)
+        self._cached += delta.cached
+        self._record.take_tokens(len(delta.tokens), delta.cached)
 
     def _prompt_tokens(self) -> int:
         return sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())

@@ -9,14 +9,13 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from loraplex.server.api.schema import NOT_USED
+from loraplex.server.api.unsupported_fields import refuse_unsupported
 from loraplex.server.errors import (
     BodyTooLarge,
     BodyTooSlow,
     InvalidRequest,
     MalformedJSON,
     UnknownParameter,
-    UnsupportedParameter,
 )
 
 DISCARD = 16
@@ -25,14 +24,6 @@ connection instead of the refusal."""
 
 SECONDS = 60.0
 """A body has to be there within."""
-INSTEAD = {
-    "functions": "send tools",
-    "function_call": "send tool_choice",
-    "store": "nothing is stored",
-    "previous_response_id": "nothing is stored, so send the whole conversation as input",
-    "conversation": "nothing is stored, so send the whole conversation as input",
-}
-"""What to do where leaving the field out is not all."""
 
 BodyT = TypeVar("BodyT")
 StructT = TypeVar("StructT", bound=msgspec.Struct)
@@ -45,7 +36,7 @@ _FIELD = re.compile(r"(?P<problem>missing required|contains unknown) field `(?P<
 async def read(request: Request, kind: type[StructT], limit: int) -> StructT:
     """As `decode`, and refuses the fields that this server cannot honour."""
     found = await decode(request, kind, limit)
-    _refuse_unsupported(found)
+    refuse_unsupported(found)
     return found
 
 
@@ -92,10 +83,3 @@ def _invalid(message: str, within: str = "") -> InvalidRequest:
         return InvalidRequest(f"Missing required parameter: {param}", param=param)
     problem = problem.replace("`", "'")
     return InvalidRequest(f"Invalid value for {path or 'the request body'}: {problem}", param=path or None)
-
-
-def _refuse_unsupported(request: msgspec.Struct) -> None:
-    for name, neutral in NOT_USED.items():
-        value = getattr(request, name, None)
-        if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
-            raise UnsupportedParameter(f"{name} is not supported: {INSTEAD.get(name, 'leave it out')}", param=name)

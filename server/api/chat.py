@@ -6,17 +6,18 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.access import check_model, key_of
+from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.conversation import FunctionDelta, ToolCallDelta
+from loraplex.server.api.envelope import Envelope
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import chat_logprobs
-from loraplex.server.api.prompt import render
+from loraplex.server.api.prompt import encode_prompt, render
 from loraplex.server.api.reading import Reading, whole
 from loraplex.server.api.sampling import for_choice, hidden_tokens, sampling
 from loraplex.server.api.schema import (
@@ -27,10 +28,9 @@ from loraplex.server.api.schema import (
     ChatCompletionChunk,
     ChatDelta,
     ChatRequest,
-    Usage,
 )
-from loraplex.server.api.stream import event, json_response
-from loraplex.server.api.tools import calling
+from loraplex.server.api.stream import json_response
+from loraplex.server.api.tools import Calling, calling
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.model import Model
@@ -46,8 +46,8 @@ async def chat_completions(request: Request) -> Response:
     body = await read(request, ChatRequest, server.settings.max_body_bytes)
     reported = reporting(body)
     with ExitStack() as held:
-        await check_model(server, key, body.model)
-        model = held.enter_context(server.registry.use(body.model))
+        name = await find_model(server, key, body.model)
+        model = held.enter_context(server.registry.use(name))
         jobs, tool_format = await prepare(server, model, body, arrived)
         answer = Answer(server, jobs, "chatcmpl", held.pop_all(), body.timeout)
     if body.stream:
@@ -60,9 +60,8 @@ async def prepare(
 ) -> tuple[list[Job], ToolFormat | None]:
     """One job for each choice, and how their answers call tools, if they may."""
     may_call = await calling(server, model, body)
-    tools = may_call.tools if may_call else ()
-    text = render(model, body.messages, tools, variables=body.chat_template_kwargs)
-    prompt = await server.text.encode(text, add_special_tokens=False)
+    text = await prompt_text(model, body, may_call)
+    prompt = await encode_prompt(server, text, add_special_tokens=False, param="messages")
     budget = token_budget(
         len(prompt), _max_tokens(body, model), server.settings.default_max_tokens, server.context_length, "messages"
     )
@@ -84,6 +83,12 @@ async def prepare(
         for choice in range(body.n or 1)
     ]
     return jobs, may_call.format if may_call else None
+
+
+async def prompt_text(model: Model, body: ChatRequest, may_call: Calling | None) -> str:
+    """Raises InvalidRequest where the template refuses."""
+    tools = may_call.tools if may_call else ()
+    return await render(model, body.messages, tools, variables=body.chat_template_kwargs)
 
 
 def _logprobs(body: ChatRequest) -> int | None:
@@ -127,18 +132,15 @@ async def _chunks(
 ) -> AsyncGenerator[bytes, None]:
     """Chunks of every choice: the role first, the finish reason last, and usage after all of them if asked for."""
 
-    def chunk(choices: list[ChatChunkChoice], usage: Usage | UnsetType | None) -> bytes:
-        return event(
-            ChatCompletionChunk(
-                id=answer.id,
-                created=answer.created,
-                model=answer.model,
-                choices=choices,
-                usage=usage,
-                system_fingerprint=answer.fingerprint,
-            )
+    envelope = Envelope(
+        ChatCompletionChunk(
+            id=answer.id,
+            created=answer.created,
+            model=answer.model,
+            choices=[],
+            system_fingerprint=answer.fingerprint,
         )
-
+    )
     readings: dict[int, Reading] = {}
     async with aclosing(answer.deltas()) as deltas:
         async for index, delta in deltas:
@@ -153,18 +155,19 @@ async def _chunks(
                 logprobs = None
             if finish:
                 found.append(ChatChunkChoice(index, ChatDelta(), finish))
-            for choice in found:
-                yield chunk([choice], answer.chunk_usage(reported))
+            if found:
+                usage = answer.chunk_usage(reported)
+                yield b"".join([envelope.event([choice], usage) for choice in found])
     if reported != "never":
-        yield chunk([], answer.usage())
+        yield envelope.event([], answer.usage())
 
 
 def _delta(reading: Reading, piece: Piece) -> ChatDelta:
     match piece:
+        case str():
+            return ChatDelta(content=piece)
         case CallBegun():
             function = FunctionDelta(piece.name, "")
             return ChatDelta(tool_calls=[ToolCallDelta(piece.call, function, reading.call_id(), "function")])
         case ArgumentsText():
             return ChatDelta(tool_calls=[ToolCallDelta(piece.call, FunctionDelta(arguments=piece.text))])
-        case _:
-            return ChatDelta(content=piece)

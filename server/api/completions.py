@@ -6,18 +6,22 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.access import check_model, key_of
+from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
+from loraplex.server.api.echo import Echo, echoes, joined
+from loraplex.server.api.envelope import Envelope
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import completion_logprobs
+from loraplex.server.api.prompt import encode_prompt
 from loraplex.server.api.sampling import for_choice, hidden_tokens, sampling
 from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
-from loraplex.server.api.stream import event, json_response
+from loraplex.server.api.stream import json_response
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
 from loraplex.server.generation import Job, token_budget
 from loraplex.server.model import Model
@@ -34,29 +38,38 @@ async def completions(request: Request) -> Response:
     body = await read(request, CompletionRequest, server.settings.max_body_bytes)
     reported = reporting(body)
     with ExitStack() as held:
-        await check_model(server, key, body.model)
-        model = held.enter_context(server.registry.use(body.model))
+        name = await find_model(server, key, body.model)
+        model = held.enter_context(server.registry.use(name))
         jobs = await _jobs(server, model, body, arrived)
-        echo = _echo(server, body, jobs)
+        echo = echoes(server, body, jobs)
         answer = Answer(server, jobs, "cmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_chunks(server, answer, echo, reported))
-    return await answer.whole(request, _complete(server, answer, echo))
+        return answer.stream(_chunks(server, answer, body, echo, reported))
+    return await answer.whole(request, _complete(server, answer, body, echo))
 
 
 async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived: float) -> list[Job]:
-    if body.echo and body.logprobs is not None:
-        raise UnsupportedParameter("echo with logprobs is not supported: leave one out", param="echo")
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("max_tokens is 0, which leaves nothing to answer: set echo too", param="max_tokens")
     count = body.n or 1
     prompts = await _prompts(server, body, MAX_CHOICES // count)
     defaults = (each.max_tokens for each in model.sampling)
     wanted = next((limit for limit in (body.max_tokens, *defaults) if limit is not None), None)
     first = sampling(server, body, model, logprobs=body.logprobs)
+    if body.echo and body.logprobs is not None:
+        if "prompt_logprobs" in server.engine.unsupported:
+            raise UnsupportedParameter(
+                "echo with logprobs is not supported by this engine: leave one out", param="echo"
+            )
+        first = replace(first, prompt_logprobs=body.logprobs)
     must_be = await guide(server, body)
     stop = stop_strings(body)
     jobs = []
     for prompt in prompts:
-        budget = token_budget(len(prompt), wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt")
+        # At least one: that is how prompts are computed.
+        budget = token_budget(
+            len(prompt), 1 if wanted == 0 else wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt"
+        )
         jobs += [
             Job(
                 model,
@@ -87,7 +100,7 @@ async def _prompts(server: Serving, body: CompletionRequest, most: int) -> list[
             param="n",
         )
     elif all(isinstance(item, str) for item in given):
-        prompts = [await server.text.encode(str(item), add_special_tokens=True) for item in given]
+        prompts = [await encode_prompt(server, str(item), add_special_tokens=True, param="prompt") for item in given]
     elif all(isinstance(item, list) for item in given):
         prompts = [item for item in given if isinstance(item, list)]
     else:
@@ -103,50 +116,55 @@ async def _prompts(server: Serving, body: CompletionRequest, most: int) -> list[
     return prompts
 
 
-def _echo(server: Serving, body: CompletionRequest, jobs: list[Job]) -> list[str]:
-    """What the text of each choice begins with: its prompt as it was sent, or the text of its token ids."""
-    if not body.echo:
-        return [""] * len(jobs)
-    given = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    count, skip = body.n or 1, body.skip_special_tokens is not False
-    return [
-        text
-        if isinstance(text := given[min(index // count, len(given) - 1)], str)
-        else str(server.text.tokenizer.decode(job.prompt, skip_special_tokens=skip))
-        for index, job in enumerate(jobs)
-    ]
-
-
-async def _complete(server: Serving, answer: Answer, echo: list[str]) -> Response:
+async def _complete(server: Serving, answer: Answer, body: CompletionRequest, echo: list[Echo] | None) -> Response:
     tokenizer = server.text.tokenizer
-    choices = [
-        CompletionChoice(
-            index,
-            echo[index] + choice.text,
-            choice.finish,
-            completion_logprobs(tokenizer, choice.tokens, choice.logprobs, choice.offsets),
-        )
-        for index, choice in enumerate(await answer.collect())
-    ]
-    return json_response(_completion(answer, choices, answer.usage()))
+    choices = []
+    for index, choice in enumerate(await answer.collect()):
+        before = echo[index].text if echo else ""
+        offsets = [len(before) + offset for offset in choice.offsets]
+        logprobs = completion_logprobs(tokenizer, choice.tokens, choice.logprobs, offsets)
+        text, finish = choice.text, choice.finish
+        if body.max_tokens == 0:
+            text, finish, logprobs = "", "length", None
+        if echo and choice.prompt_logprobs is not None:
+            logprobs = joined(echo[index].logprobs(server.text, choice.prompt_logprobs), logprobs)
+        choices.append(CompletionChoice(index, before + text, finish, logprobs))
+    return json_response(_completion(answer, choices, _usage(answer, body)))
 
 
-async def _chunks(server: Serving, answer: Answer, echo: list[str], reported: Reporting) -> AsyncGenerator[bytes, None]:
-    for index, text in enumerate(echo):
-        if text:
-            yield event(_completion(answer, [CompletionChoice(index, text)], answer.chunk_usage(reported)))
+async def _chunks(
+    server: Serving, answer: Answer, body: CompletionRequest, echo: list[Echo] | None, reported: Reporting
+) -> AsyncGenerator[bytes, None]:
+    envelope = Envelope(_completion(answer, [], UNSET))
+    scored = body.logprobs is not None
+    for index, before in enumerate(echo or ()):
+        if not scored:
+            yield envelope.event([CompletionChoice(index, before.text)], answer.chunk_usage(reported))
     lengths: dict[int, int] = {}
     async with aclosing(answer.deltas()) as deltas:
         async for index, delta in deltas:
-            offset = lengths.get(index, 0)
+            if echo and delta.prompt_logprobs is not None:
+                of_prompt = echo[index].logprobs(server.text, delta.prompt_logprobs)
+                told = CompletionChoice(index, echo[index].text, None, of_prompt)
+                yield envelope.event([told], answer.chunk_usage(reported))
+            offset = lengths.get(index, len(echo[index].text) if echo else 0)
             lengths[index] = offset + len(delta.text)
-            if delta.text or delta.finish or delta.logprobs:
+            if body.max_tokens == 0:
+                yield envelope.event([CompletionChoice(index, "", "length")], answer.chunk_usage(reported))
+            elif delta.text or delta.finish or delta.logprobs:
                 offsets = [offset] * len(delta.tokens)
                 logprobs = completion_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs, offsets)
                 choice = CompletionChoice(index, delta.text, delta.finish, logprobs)
-                yield event(_completion(answer, [choice], answer.chunk_usage(reported)))
+                yield envelope.event([choice], answer.chunk_usage(reported))
     if reported != "never":
-        yield event(_completion(answer, [], answer.usage()))
+        yield envelope.event([], _usage(answer, body))
+
+
+def _usage(answer: Answer, body: CompletionRequest) -> Usage:
+    found = answer.usage()
+    if body.max_tokens == 0:  # the one token that was computed is none of the answer's
+        return replace(found, completion_tokens=0, total_tokens=found.prompt_tokens)
+    return found
 
 
 def _completion(answer: Answer, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> Completion:

@@ -11,7 +11,7 @@ from typing import Literal
 from msgspec import Struct
 
 from loraplex.server import errors
-from loraplex.server.api import adapters, operations, responses_events, responses_schema, schema, tokenize
+from loraplex.server.api import adapters, input_tokens, operations, responses_events, responses_schema, schema, tokenize
 from loraplex.server.errors import LoraplexError
 
 Errors = tuple[type[LoraplexError], ...]
@@ -71,193 +71,174 @@ LOAD: Errors = (
     errors.AdapterInvalid,
     errors.EngineFailed,
     errors.NotReady,
+    errors.HubFailed,
     errors.StorageFailed,
 )
-EVERYWHERE: Errors = (errors.InvalidHTTP, errors.HeadersTooLarge, errors.Internal)
+EVERYWHERE: Errors = (errors.InvalidHTTP, errors.HeadersTooLarge, errors.TooManyConnections, errors.Internal)
 NAMED: Errors = (errors.NotFound,)
 """Of paths with a name in them, which may have a slash in it."""
 
+
+def _generate(
+    path: str, summary: str, body: type[Struct], answer: type[Struct], chunks: tuple[type[Struct], ...], done: bool
+) -> Operation:
+    return Operation(
+        method="POST",
+        path=path,
+        tag="Generation",
+        summary=f"{summary}, at once or as a stream of events",
+        body=body,
+        answers={200: answer},
+        chunks=chunks,
+        done=done,
+        errors=GENERATE,
+        access="key",
+    )
+
+
+def _count(path: str, summary: str, body: type[Struct], answer: type[Struct], refused: Errors = ()) -> Operation:
+    return Operation(
+        method="POST",
+        path=path,
+        tag="Tokens",
+        summary=summary,
+        body=body,
+        answers={200: answer},
+        errors=(*BODY, errors.ModelNotFound, *refused),
+        access="key",
+    )
+
+
+def _adapter(
+    method: str,
+    path: str,
+    summary: str,
+    answers: dict[int, type[Struct] | Text],
+    refused: Errors = (),
+    body: type[Struct] | None = None,
+    *,
+    files: bool = False,
+    foreign_errors: bool = False,
+) -> Operation:
+    return Operation(
+        method=method,
+        path=path,
+        tag="Adapters",
+        summary=summary,
+        body=body,
+        files=files,
+        answers=answers,
+        errors=refused,
+        access="admin",
+        foreign_errors=foreign_errors,
+    )
+
+
+def _look(
+    path: str, tag: str, summary: str, answers: dict[int, type[Struct] | Text], refused: Errors = ()
+) -> Operation:
+    access: Access = "key" if tag == "Models" else "anyone"
+    return Operation(method="GET", path=path, tag=tag, summary=summary, answers=answers, errors=refused, access=access)
+
+
+CARD: dict[int, type[Struct] | Text] = {200: adapters.AdapterCard}
+SAID: dict[int, type[Struct] | Text] = {200: Text()}
+MISSING: Errors = (errors.ModelNotFound,)
+UNLOAD: Errors = (errors.ModelNotFound, errors.AdapterBusy, errors.StorageFailed)
+
 OPERATIONS: tuple[Operation, ...] = (
-    Operation(
-        method="POST",
-        path="/v1/chat/completions",
-        tag="Generation",
-        summary="Answer a conversation, at once or as a stream of events",
-        body=schema.ChatRequest,
-        answers={200: schema.ChatCompletion},
-        chunks=(schema.ChatCompletionChunk,),
-        errors=GENERATE,
-        access="key",
+    _generate(
+        "/v1/chat/completions",
+        "Answer a conversation",
+        schema.ChatRequest,
+        schema.ChatCompletion,
+        (schema.ChatCompletionChunk,),
+        done=True,
     ),
-    Operation(
-        method="POST",
-        path="/v1/completions",
-        tag="Generation",
-        summary="Continue one or several prompts, at once or as a stream of events",
-        body=schema.CompletionRequest,
-        answers={200: schema.Completion},
-        chunks=(schema.Completion,),
-        errors=GENERATE,
-        access="key",
+    _generate(
+        "/v1/completions",
+        "Continue one or several prompts",
+        schema.CompletionRequest,
+        schema.Completion,
+        (schema.Completion,),
+        done=True,
     ),
-    Operation(
-        method="POST",
-        path="/v1/responses",
-        tag="Generation",
-        summary="Answer a text or a list of items, at once or as a stream of events; nothing is stored",
-        body=responses_schema.ResponsesRequest,
-        answers={200: responses_schema.ModelResponse},
-        chunks=responses_events.EVENTS,
+    _generate(
+        "/v1/responses",
+        "Answer a text or a list of items, without storing anything",
+        responses_schema.ResponsesRequest,
+        responses_schema.ModelResponse,
+        responses_events.EVENTS,
         done=False,
-        errors=GENERATE,
-        access="key",
     ),
-    Operation(
-        method="POST",
-        path="/tokenize",
-        tag="Tokens",
-        summary="The tokens of a prompt or of messages, in vLLM's words",
-        body=tokenize.TokenizeRequest,
-        answers={200: tokenize.Tokens},
-        errors=(*BODY, errors.ModelNotFound),
-        access="key",
+    _count(
+        "/v1/responses/input_tokens",
+        "How many tokens the prompt of a response would have",
+        responses_schema.ResponsesRequest,
+        input_tokens.InputTokens,
+        (errors.UnsupportedParameter,),
     ),
-    Operation(
-        method="POST",
-        path="/detokenize",
-        tag="Tokens",
-        summary="The text of tokens, in vLLM's words",
-        body=tokenize.DetokenizeRequest,
-        answers={200: tokenize.Prompt},
-        errors=(*BODY, errors.ModelNotFound),
-        access="key",
+    _count(
+        "/tokenize",
+        "The tokens of a prompt or of messages, in vLLM's words",
+        tokenize.TokenizeRequest,
+        tokenize.Tokens,
     ),
-    Operation(
-        method="GET",
-        path="/v1/models",
-        tag="Models",
-        summary="The base and its adapters, as far as your key opens them",
-        answers={200: schema.ModelList},
-        access="key",
-    ),
-    Operation(
-        method="GET",
-        path="/v1/models/{id}",
-        tag="Models",
-        summary="One model",
-        answers={200: schema.ModelCard},
-        errors=(errors.ModelNotFound,),
-        access="key",
-    ),
-    Operation(
-        method="GET",
-        path="/v1/adapters",
-        tag="Adapters",
-        summary="Every load of every adapter, and how it is",
-        answers={200: adapters.AdapterList},
-        access="admin",
-    ),
-    Operation(
-        method="GET",
-        path="/v1/adapters/{name}",
-        tag="Adapters",
-        summary="The newest load of one adapter",
-        answers={200: adapters.AdapterCard},
-        errors=(errors.ModelNotFound,),
-        access="admin",
-    ),
-    Operation(
-        method="PUT",
-        path="/v1/adapters/{name}",
-        tag="Adapters",
-        summary="Load an adapter, or put another in its place, from a folder of the server or from uploaded files",
-        body=adapters.AdapterSource,
+    _count("/detokenize", "The text of tokens, in vLLM's words", tokenize.DetokenizeRequest, tokenize.Prompt),
+    _look("/v1/models", "Models", "The base and its adapters, as far as your key opens them", {200: schema.ModelList}),
+    _look("/v1/models/{id}", "Models", "One model", {200: schema.ModelCard}, MISSING),
+    _adapter("GET", "/v1/adapters", "Every load of every adapter, and how it is", {200: adapters.AdapterList}),
+    _adapter("GET", "/v1/adapters/{name}", "The newest load of one adapter", CARD, MISSING),
+    _adapter(
+        "PUT",
+        "/v1/adapters/{name}",
+        "Load an adapter, or put another in its place, from a folder, the hub or uploaded files",
+        CARD | {201: adapters.AdapterCard},
+        LOAD,
+        adapters.AdapterSource,
         files=True,
-        answers={200: adapters.AdapterCard, 201: adapters.AdapterCard},
-        errors=LOAD,
-        access="admin",
     ),
-    Operation(
-        method="PATCH",
-        path="/v1/adapters/{name}",
-        tag="Adapters",
-        summary="Set aliases, description, sampling defaults, priority or concurrency of an adapter",
-        body=adapters.AdapterChange,
-        answers={200: adapters.AdapterCard},
-        errors=(errors.ModelNotFound, errors.StorageFailed),
-        access="admin",
+    _adapter(
+        "PATCH",
+        "/v1/adapters/{name}",
+        "Set aliases, description, sampling defaults, priority or concurrency of an adapter",
+        CARD,
+        (errors.ModelNotFound, errors.StorageFailed),
+        adapters.AdapterChange,
     ),
-    Operation(
-        method="DELETE",
-        path="/v1/adapters/{name}",
-        tag="Adapters",
-        summary="Unload an adapter; requests under way end on it",
-        answers={200: adapters.AdapterCard},
-        errors=(errors.ModelNotFound, errors.AdapterBusy, errors.StorageFailed),
-        access="admin",
-    ),
-    Operation(
-        method="POST",
-        path="/v1/load_lora_adapter",
-        tag="Adapters",
-        summary="Load an adapter, in vLLM's words",
-        body=adapters.LoadLoraAdapter,
-        answers={200: Text()},
-        errors=LOAD,
-        access="admin",
+    _adapter("DELETE", "/v1/adapters/{name}", "Unload an adapter; requests under way end on it", CARD, UNLOAD),
+    _adapter(
+        "POST",
+        "/v1/load_lora_adapter",
+        "Load an adapter, in vLLM's words",
+        SAID,
+        LOAD,
+        adapters.LoadLoraAdapter,
         foreign_errors=True,
     ),
-    Operation(
-        method="POST",
-        path="/v1/unload_lora_adapter",
-        tag="Adapters",
-        summary="Unload an adapter, in vLLM's words",
-        body=adapters.UnloadLoraAdapter,
-        answers={200: Text()},
-        errors=(*BODY, errors.ModelNotFound, errors.AdapterBusy, errors.StorageFailed),
-        access="admin",
+    _adapter(
+        "POST",
+        "/v1/unload_lora_adapter",
+        "Unload an adapter, in vLLM's words",
+        SAID,
+        (*BODY, *UNLOAD),
+        adapters.UnloadLoraAdapter,
         foreign_errors=True,
     ),
-    Operation(
-        method="GET",
-        path="/health",
-        tag="Operations",
-        summary="200 while the server can mend itself, 503 once it cannot",
-        answers={200: operations.Health, 503: operations.Health},
+    _look(
+        "/health",
+        "Operations",
+        "200 while the server can mend itself, 503 once it cannot",
+        {200: operations.Health, 503: operations.Health},
     ),
-    Operation(
-        method="GET",
-        path="/ready",
-        tag="Operations",
-        summary="200 while requests are answered at once, 503 while the engine is down or starts again",
-        answers={200: operations.Ready, 503: operations.Ready},
+    _look(
+        "/ready",
+        "Operations",
+        "200 while requests are answered at once, 503 while the engine is down or starts again",
+        {200: operations.Ready, 503: operations.Ready},
     ),
-    Operation(
-        method="GET",
-        path="/metrics",
-        tag="Operations",
-        summary="Prometheus metrics",
-        answers={200: Text()},
-    ),
-    Operation(
-        method="GET",
-        path="/version",
-        tag="Operations",
-        summary="Versions, and what runs",
-        answers={200: operations.Version},
-    ),
-    Operation(
-        method="GET",
-        path="/openapi.json",
-        tag="Operations",
-        summary="This document",
-        answers={200: Text("application/json")},
-    ),
-    Operation(
-        method="GET",
-        path="/docs",
-        tag="Operations",
-        summary="This document as a page",
-        answers={200: Text("text/html")},
-    ),
+    _look("/metrics", "Operations", "Prometheus metrics", SAID),
+    _look("/version", "Operations", "Versions, and what runs", {200: operations.Version}),
+    _look("/openapi.json", "Operations", "This document", {200: Text("application/json")}),
+    _look("/docs", "Operations", "This document as a page", {200: Text("text/html")}),
 )

@@ -10,8 +10,11 @@ from loraplex.server.api.schema import ChatRequest, Generate, JSONObjectFormat, 
 from loraplex.server.engine.messages import Guide
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.serving import Serving
+from loraplex.server.text.guide import LONGEST
 
-ANY_OBJECT = '{"type": "object"}'
+WHITE_SPACE = r"[\x20\x0A\x0D\x09]{0,32}"
+"""Between two tokens of JSON, at most: room for a new line and an indent. Where it may go on for ever, a model that is
+lost writes nothing else until max_tokens."""
 
 
 async def guide(server: Serving, request: Generate) -> Guide | None:
@@ -37,7 +40,7 @@ def guide_of(request: Generate) -> tuple[str, Guide] | None:
     if isinstance(request, ChatRequest):
         match request.response_format:
             case JSONObjectFormat():
-                found["response_format"] = Guide("json_schema", ANY_OBJECT)
+                found["response_format"] = Guide("json_schema", _schema({"type": "object"}))
             case JSONSchemaFormat(json_schema=named):
                 found["response_format"] = Guide("json_schema", _schema(named.schema or {}))
     for field, wanted in (
@@ -63,7 +66,7 @@ def _guide(kind: str, wanted: Any) -> Guide:
         case "json":
             return Guide("json_schema", _schema(wanted))
         case "json_object":
-            return Guide("json_schema", ANY_OBJECT)
+            return Guide("json_schema", _schema({"type": "object"}))
         case "choice":
             return Guide("grammar", "start: " + " | ".join(map(json.dumps, wanted)))
         case "regex":
@@ -73,7 +76,18 @@ def _guide(kind: str, wanted: Any) -> Guide:
 
 
 def _schema(schema: str | dict[str, Any]) -> str:
+    """The text of a schema, which says how much white space there may be, unless it does already.
+
+    By llguidance's keyword: https://github.com/guidance-ai/llguidance/blob/main/docs/json_schema.md
+    """
     try:
-        return schema if isinstance(schema, str) else json.dumps(schema)
+        if isinstance(schema, str) and len(schema) > LONGEST:
+            return schema  # and is refused for it
+        found = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(found, dict):
+            return json.dumps(found)
+        return json.dumps({"x-guidance": {"whitespace_pattern": WHITE_SPACE}, **found})
     except RecursionError:
         raise InvalidRequest("the JSON schema is nested too deeply") from None
+    except ValueError:  # what is wrong is said by who compiles it
+        return str(schema)

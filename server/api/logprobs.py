@@ -35,7 +35,7 @@ def completion_logprobs(
     if not logprobs:
         return None
     texts = [_text(tokenizer, token) for token in tokens]
-    top = [
+    top: list[dict[str, float] | None] = [
         {_text(tokenizer, token): max(value, LEAST) for token, value in [*found.top, (chosen, found.chosen)]}
         for chosen, found in zip(tokens, logprobs, strict=True)
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.access import check_model, key_of
+from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.schema import ModelCard, ModelList
 from loraplex.server.api.stream import json_response
 from loraplex.server.model import Model
@@ -22,8 +22,8 @@ async def list_models(request: Request) -> Response:
 
 async def get_model(request: Request) -> Response:
     server, wanted = serving(request), request.path_params["id"]
-    await check_model(server, key_of(request), wanted)
-    return json_response(_card(server, server.registry.get(wanted)))
+    name = await find_model(server, key_of(request), wanted)
+    return json_response(_card(server, server.registry.get(name)))
 
 
 def _card(server: Serving, model: Model, alias: str | None = None) -> ModelCard:

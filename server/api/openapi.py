@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from loraplex.server.api.contract import ADMIN, EVERYWHERE, KEYED, NAMED, OPERATIONS, Operation, Text
-from loraplex.server.api.schema import NOT_USED, ErrorResponse
+from loraplex.server.api.schema import ErrorResponse
+from loraplex.server.api.unsupported_fields import NOT_USED
 
 Document = dict[str, Any]
 
@@ -121,6 +122,8 @@ def _responses(each: Operation) -> Document:
         found[str(status)]["content"] = content
     for status, said in codes.items():
         schema = {"anyOf": [ERROR, FOREIGN_ERROR]} if each.foreign_errors else ERROR
+        if isinstance(instead := each.answers.get(status), type):
+            schema = {"anyOf": [_ref(instead), schema]}
         found[str(status)] = {
             "description": "Error " + ", ".join(sorted(said)),
             "content": {"application/json": {"schema": schema}},

@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraplex.server.api.conversation import AssistantMessage, ChatMessage, ToolMessage
-from loraplex.server.errors import InvalidRequest
+from loraplex.server.errors import ContextLengthExceeded, InvalidRequest
 from loraplex.server.model import Model
+from loraplex.server.serving import Serving
+from loraplex.server.text.foreign_template import ForeignTemplate
 
+MANY = 16
+"""Characters that few texts have to a token."""
 ROLES = {"developer": "system"}
 """OpenAI's newer name for the system role; templates know the older one."""
 
 
-def render(
+async def render(
     model: Model,
     messages: Sequence[ChatMessage],
     tools: Sequence[Mapping[str, Any]] = (),
@@ -28,9 +32,26 @@ def render(
     """
     if model.template is None:
         raise InvalidRequest(f"{model.name!r} has no chat template: use /v1/completions", param="messages")
-    return model.template.render(
-        _messages(messages), tools, add_generation_prompt=add_generation_prompt, variables=variables or {}
-    )
+    plain, given = _messages(messages), variables or {}
+    if isinstance(model.template, ForeignTemplate):
+        return await model.template.render(plain, tools, add_generation_prompt=add_generation_prompt, variables=given)
+    return model.template.render(plain, tools, add_generation_prompt=add_generation_prompt, variables=given)
+
+
+async def encode_prompt(server: Serving, text: str, *, add_special_tokens: bool, param: str) -> list[int]:
+    """The tokens of a prompt. Raises ContextLengthExceeded where they are far too many.
+
+    That is told by the beginning of a long text: all of it would take a core for seconds, and then be refused.
+    """
+    limit = server.context_length
+    if len(text) > MANY * limit:
+        beginning = await server.text.encode(text[: MANY * limit], add_special_tokens=add_special_tokens)
+        if len(beginning) > 2 * limit:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {limit} tokens, but the prompt has over {len(beginning)}",
+                param=param,
+            )
+    return await server.text.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loraplex.server.api import responses_events as events
-from loraplex.server.api.access import check_model, key_of
+from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer
 from loraplex.server.api.body import read
 from loraplex.server.api.chat import prepare
@@ -46,8 +46,8 @@ async def responses(request: Request) -> Response:
     key = key_of(request)
     body = await read(request, ResponsesRequest, server.settings.max_body_bytes)
     with ExitStack() as held:
-        await check_model(server, key, body.model)
-        model = held.enter_context(server.registry.use(body.model))
+        name = await find_model(server, key, body.model)
+        model = held.enter_context(server.registry.use(name))
         try:
             jobs, tool_format = await prepare(server, model, chat_request(body), arrived)
         except InvalidRequest as error:
@@ -64,6 +64,10 @@ async def responses(request: Request) -> Response:
         model=answer.model,
         output=[],
         parallel_tool_calls=body.parallel_tool_calls is not False,
+        prompt_cache_key=body.prompt_cache_key,
+        safety_identifier=body.safety_identifier,
+        frequency_penalty=sampled.frequency_penalty,
+        presence_penalty=sampled.presence_penalty,
         temperature=sampled.temperature,
         text=TextOptions((body.text and body.text.format) or TextFormat()),
         tool_choice=body.tool_choice or "auto",
@@ -142,6 +146,7 @@ class _Telling:
         self._response = replace(
             self._response,
             status=status,
+            completed_at=int(time.time()) if status == "completed" else None,
             incomplete_details=IncompleteDetails("max_output_tokens") if status == "incomplete" else None,
             output=self._writer.items,
             usage=ResponseUsage(

@@ -40,75 +40,70 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="type"):
     sequence_number: int
 
 
-class Created(Event, frozen=True, kw_only=True, tag="response.created"):
+class OfResponse(Event, frozen=True, kw_only=True):
     response: ModelResponse
 
 
-class InProgress(Event, frozen=True, kw_only=True, tag="response.in_progress"):
-    response: ModelResponse
+class Created(OfResponse, frozen=True, tag="response.created"): ...
 
 
-class Completed(Event, frozen=True, kw_only=True, tag="response.completed"):
-    response: ModelResponse
+class InProgress(OfResponse, frozen=True, tag="response.in_progress"): ...
 
 
-class Incomplete(Event, frozen=True, kw_only=True, tag="response.incomplete"):
-    response: ModelResponse
+class Completed(OfResponse, frozen=True, tag="response.completed"): ...
 
 
-class Failed(Event, frozen=True, kw_only=True, tag="response.failed"):
-    response: ModelResponse
+class Incomplete(OfResponse, frozen=True, tag="response.incomplete"): ...
 
 
-class ItemAdded(Event, frozen=True, kw_only=True, tag="response.output_item.added"):
+class Failed(OfResponse, frozen=True, tag="response.failed"): ...
+
+
+class OfItem(Event, frozen=True, kw_only=True):
     output_index: int
     item: OutputItem
 
 
-class ItemDone(Event, frozen=True, kw_only=True, tag="response.output_item.done"):
-    output_index: int
-    item: OutputItem
+class ItemAdded(OfItem, frozen=True, tag="response.output_item.added"): ...
 
 
-class PartAdded(Event, frozen=True, kw_only=True, tag="response.content_part.added"):
+class ItemDone(OfItem, frozen=True, tag="response.output_item.done"): ...
+
+
+class InItem(Event, frozen=True, kw_only=True):
     item_id: str
     output_index: int
+
+
+class InPart(InItem, frozen=True, kw_only=True):
     content_index: int = 0
+
+
+class OfPart(InPart, frozen=True, kw_only=True):
     part: OutputText
 
 
-class PartDone(Event, frozen=True, kw_only=True, tag="response.content_part.done"):
-    item_id: str
-    output_index: int
-    content_index: int = 0
-    part: OutputText
+class PartAdded(OfPart, frozen=True, tag="response.content_part.added"): ...
 
 
-class TextDelta(Event, frozen=True, kw_only=True, tag="response.output_text.delta"):
-    item_id: str
-    output_index: int
-    content_index: int = 0
+class PartDone(OfPart, frozen=True, tag="response.content_part.done"): ...
+
+
+class TextDelta(InPart, frozen=True, kw_only=True, tag="response.output_text.delta"):
     delta: str
     logprobs: list[DeltaLogprob]
 
 
-class TextDone(Event, frozen=True, kw_only=True, tag="response.output_text.done"):
-    item_id: str
-    output_index: int
-    content_index: int = 0
+class TextDone(InPart, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
     logprobs: list[DeltaLogprob]
 
 
-class ArgumentsDelta(Event, frozen=True, kw_only=True, tag="response.function_call_arguments.delta"):
-    item_id: str
-    output_index: int
+class ArgumentsDelta(InItem, frozen=True, kw_only=True, tag="response.function_call_arguments.delta"):
     delta: str
 
 
-class ArgumentsDone(Event, frozen=True, kw_only=True, tag="response.function_call_arguments.done"):
-    item_id: str
-    output_index: int
+class ArgumentsDone(InItem, frozen=True, kw_only=True, tag="response.function_call_arguments.done"):
     arguments: str
 
 

@@ -63,6 +63,8 @@ def chat_request(body: ResponsesRequest) -> ChatRequest:
         top_p=body.top_p,
         top_k=body.top_k,
         repetition_penalty=body.repetition_penalty,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
         logit_bias=body.logit_bias,
         seed=body.seed,
         stop=body.stop,

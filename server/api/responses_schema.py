@@ -12,6 +12,8 @@ from loraplex.server.api.schema import (
     Bias,
     ChatLogprob,
     JSONObjectFormat,
+    ModelName,
+    Penalty,
     Stop,
     TextFormat,
     TokenId,
@@ -101,7 +103,7 @@ class ResponseStreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 class ResponsesRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /v1/responses. `seed` to `timeout` are not OpenAI's."""
 
-    model: str
+    model: ModelName | None = None
     input: str | Annotated[list[dict[str, Any]], Meta(min_length=1)]
     """A text, or items: message, function_call, function_call_output."""
     instructions: str | None = None
@@ -114,6 +116,8 @@ class ResponsesRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | ChosenTools | None = None
     parallel_tool_calls: bool | None = None
+    frequency_penalty: Penalty = None
+    presence_penalty: Penalty = None
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     metadata: dict[str, str] | None = None
@@ -187,23 +191,35 @@ class ResponseError(Struct, frozen=True):
 
 
 class ModelResponse(Struct, frozen=True, kw_only=True):
-    """The answer, and in a stream what there is of it. It is stored nowhere."""
+    """The answer, and in a stream what there is of it. It is stored nowhere.
+
+    Fields that stand for nothing here are there too: Open Responses requires them
+    (https://www.openresponses.org/specification).
+    """
 
     id: str
     object: Literal["response"] = "response"
     created_at: int
+    completed_at: int | None = None
     status: Status
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: None = None
     metadata: dict[str, str]
     model: str
     output: list[OutputItem]
     parallel_tool_calls: bool
     previous_response_id: None = None
     background: Literal[False] = False
+    store: Literal[False] = False
+    reasoning: None = None
+    prompt_cache_key: str | None
+    safety_identifier: str | None
     service_tier: Literal["default"] = "default"
+    frequency_penalty: float
+    presence_penalty: float
     temperature: float
     text: TextOptions
     tool_choice: Literal["none", "auto", "required"] | ChosenFunction | ChosenTools

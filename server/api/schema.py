@@ -14,6 +14,7 @@ from loraplex.server.api.conversation import ChatMessage, ToolCall, ToolCallDelt
 
 MAX_CHOICES = 128
 
+ModelName = Annotated[str, Meta(max_length=256)]
 StopString = Annotated[str, Meta(min_length=1)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=4)] | None
 TokenLimit = Annotated[int, Meta(ge=1, le=2**31 - 1)] | None
@@ -44,7 +45,8 @@ class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
 class Generate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Fields that chat completions and completions share."""
 
-    model: str
+    model: ModelName | None = None
+    """Left out, it is --default-model; a server without one refuses."""
     max_tokens: TokenLimit = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -121,40 +123,21 @@ class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     service_tier: Any = None
     store: Any = None
     web_search_options: Any = None
+    prompt_logprobs: Any = None
 
 
 class CompletionRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Body of POST /v1/completions. A list holds several prompts, or the token ids of one."""
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+    """0 with echo only: the prompt and what the model thinks of it."""
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
     echo: bool | None = None
     """The answer's text begins with the prompt."""
     best_of: Any = None
+    prompt_logprobs: Any = None
     suffix: Any = None
-
-
-NOT_USED: dict[str, tuple[object, ...]] = {
-    "functions": (None, []),
-    "function_call": (None, "none", "auto"),
-    "modalities": (None, ["text"]),
-    "audio": (None,),
-    "prediction": (None,),
-    "reasoning_effort": (None,),
-    "verbosity": (None,),
-    "service_tier": (None, "auto", "default"),
-    "store": (None, False),
-    "web_search_options": (None,),
-    "background": (None, False),
-    "conversation": (None,),
-    "max_tool_calls": (None,),
-    "previous_response_id": (None,),
-    "reasoning": (None, {}),
-    "truncation": (None, "disabled"),
-    "best_of": (None, 1),
-    "suffix": (None, ""),
-}
-"""Values with which a field that is not supported changes nothing."""
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -190,13 +173,13 @@ class ChatLogprobs(Struct, frozen=True):
 
 
 class CompletionLogprobs(Struct, frozen=True):
-    """Four lists of the same length, an item a token."""
+    """Four lists of the same length, an item a token. The first token of an echoed prompt has none."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
-    """Where in the answer a token's text begins, in characters."""
+    """Where in the text a token's own begins, in characters."""
 
 
 class AnswerMessage(Struct, frozen=True):
@@ -204,6 +187,8 @@ class AnswerMessage(Struct, frozen=True):
     """None where the answer is calls and nothing else."""
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    annotations: list[Any] = []
+    """None ever: of pages that were searched for."""
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 

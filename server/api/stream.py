@@ -13,7 +13,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from loraplex.server.api.schema import ErrorBody, ErrorResponse
 from loraplex.server.errors import Internal, LoraplexError
@@ -23,6 +23,8 @@ DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 15
 SLOW_READER_SECONDS = 30
 """A client that takes nothing for so long is cut off: what it does not read stays in memory."""
+LARGEST_PIECE = 64 * 1024
+"""Bytes of events from which on they are not kept for others."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
@@ -69,32 +71,70 @@ class EventStream(EventSourceResponse):
         )
         self._events = events
         self._finish = finish
+        self._loop = asyncio.get_running_loop()
+        self._sending: float | None = None
+        """Since when something is being sent, by the event loop's clock."""
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
+            async with asyncio.timeout(None) as patience:
+                self._watch(patience)
+                await super().__call__(scope, receive, send)
+        except (SendTimeoutError, TimeoutError):
             logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
         finally:
+            if self._timer:
+                self._timer.cancel()
             await self._events.aclose()  # or its work would be cancelled some time later
             self._finish()
 
+    async def _send_with_timeout(self, send: Send, message: Message) -> None:
+        """As sse-starlette's, whose timer for each event takes longer than all else that the event needs."""
+        if self._sending is not None:  # the other of events and pings waits, and is watched
+            await send(message)
+            return
+        self._sending = self._loop.time()
+        await send(message)
+        self._sending = None
+
+    def _watch(self, patience: asyncio.Timeout) -> None:
+        """End `patience` once something has been sent for too long."""
+        now = self._loop.time()
+        end = (now if self._sending is None else self._sending) + SLOW_READER_SECONDS
+        if end <= now:
+            patience.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(end, self._watch, patience)
+
 
 async def events(
-    chunks: AsyncGenerator[bytes, None], failed: Callable[[ErrorResponse], bytes], end: bytes
+    chunks: AsyncGenerator[bytes, None],
+    more: Callable[[], bool],
+    failed: Callable[[ErrorResponse], bytes],
+    end: bytes,
 ) -> AsyncGenerator[bytes, None]:
-    """Chunks with the end that clients expect; an error becomes the event `failed`, since the status is out already."""
+    """Chunks with the end that clients expect; an error becomes the event `failed`, since the status is out already.
+
+    While `more` says that the next is there already, chunks are kept, to leave in one piece: sending costs more than
+    all that is done for a chunk before.
+    """
+    held = b""
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
-                yield chunk
+                held += chunk
+                if len(held) < LARGEST_PIECE and more():
+                    continue
+                piece, held = held, b""
+                yield piece
     except LoraplexError as error:
-        yield failed(error_body(error))
+        held += failed(error_body(error))
     except Exception:
         logger.exception("a stream failed")
-        yield failed(INTERNAL_ERROR)
-    if end:
-        yield end
+        held += failed(INTERNAL_ERROR)
+    if held or end:
+        yield held + end
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
@@ -119,11 +159,6 @@ async def _disconnected(request: Request) -> None:
 
 async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[tuple[int, Delta], None]:
     """The deltas of several choices as they come, each with its index. The first error ends all."""
-    if len(choices) == 1:  # by far the most common, and spared a task and a queue
-        async with aclosing(choices[0]) as only:
-            async for delta in only:
-                yield 0, delta
-        return
     arrived: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
 
     async def pump(index: int, choice: AsyncGenerator[Delta, None]) -> None:

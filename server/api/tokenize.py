@@ -11,21 +11,23 @@ from msgspec import Meta, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from loraplex.server.api.access import check_model, key_of
+from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.body import decode
 from loraplex.server.api.conversation import ChatMessage, Tools
 from loraplex.server.api.prompt import render
+from loraplex.server.api.schema import ModelName
 from loraplex.server.api.stream import json_response
 from loraplex.server.api.tools import plain
 from loraplex.server.errors import InvalidRequest
+from loraplex.server.keys import Key
 from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 
 
 class TokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Either a prompt or messages. Without a model it is the base."""
+    """Either a prompt or messages. Without a model it is --default-model, else the base."""
 
-    model: str | None = None
+    model: ModelName | None = None
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Meta(min_length=1)] | None = None
     tools: Tools | None = None
@@ -45,7 +47,7 @@ class Tokens(Struct, frozen=True):
 
 class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
     tokens: list[int]
-    model: str | None = None
+    model: ModelName | None = None
 
 
 class Prompt(Struct, frozen=True):
@@ -53,10 +55,10 @@ class Prompt(Struct, frozen=True):
 
 
 async def tokenize(request: Request) -> Response:
-    server = serving(request)
+    server, key = serving(request), key_of(request)
     body = await decode(request, TokenizeRequest, server.settings.max_body_bytes)
-    model = await _model(request, server, body.model)
-    text, special = _text(model, body)
+    model = await _model(server, key, body.model)
+    text, special = await _text(model, body)
     wanted = special if body.add_special_tokens is None else body.add_special_tokens
     tokens = await server.text.encode(text, add_special_tokens=wanted)
     pieces = server.text.tokenizer.id_to_token
@@ -71,9 +73,9 @@ async def tokenize(request: Request) -> Response:
 
 
 async def detokenize(request: Request) -> Response:
-    server = serving(request)
+    server, key = serving(request), key_of(request)
     body = await decode(request, DetokenizeRequest, server.settings.max_body_bytes)
-    await _model(request, server, body.model)
+    await _model(server, key, body.model)
     vocab_size = server.bundle.manifest.base.vocab_size
     if wrong := [token for token in body.tokens if not 0 <= token < vocab_size]:
         raise InvalidRequest(
@@ -82,13 +84,12 @@ async def detokenize(request: Request) -> Response:
     return json_response(Prompt(server.text.tokenizer.decode(body.tokens, skip_special_tokens=False)))
 
 
-async def _model(request: Request, server: Serving, name: str | None) -> Model:
-    wanted = server.registry.base.name if name is None else name
-    await check_model(server, key_of(request), wanted)
-    return server.registry.get(wanted)
+async def _model(server: Serving, key: Key | None, name: str | None) -> Model:
+    wanted = name or server.settings.default_model or server.registry.base.name
+    return server.registry.get(await find_model(server, key, wanted))
 
 
-def _text(model: Model, body: TokenizeRequest) -> tuple[str, bool]:
+async def _text(model: Model, body: TokenizeRequest) -> tuple[str, bool]:
     """The text, and whether special tokens are added to one of its kind."""
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("send either prompt or messages", param="prompt")
@@ -98,7 +99,7 @@ def _text(model: Model, body: TokenizeRequest) -> tuple[str, bool]:
             raise InvalidRequest("tools go with messages", param="tools")
         return body.prompt, True
     tools: list[dict[str, Any]] = [plain(tool.function) for tool in body.tools or []]
-    text = render(
+    text = await render(
         model,
         body.messages,
         tools,

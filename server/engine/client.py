@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import sys
-import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.connection import ENGINE, Connection
 from loraplex.server.engine.messages import (
-    HEADER,
     AdapterLoaded,
     AdapterRefused,
     Cancel,
     Command,
     Guide,
     LoadAdapter,
+    PinAdapter,
     Report,
     Sampling,
     Start,
@@ -31,9 +29,8 @@ from loraplex.server.engine.messages import (
     Step,
     Submit,
     UnloadAdapter,
-    pack,
-    unpack_report,
 )
+from loraplex.server.engine.restarts import Restarts
 from loraplex.server.engine.stream import Stream
 from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, LoraplexError, NotReady
 
@@ -44,13 +41,8 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 MAX_ATTEMPTS = 2
 """Times a sequence is given to an engine: once more where the first died before it answered, since the client has seen
 nothing; not again and again, since the sequence may be what it dies of."""
-MAX_RESTARTS = 5
-RESTART_WINDOW = 60.0
-"""An engine that dies more than MAX_RESTARTS times within so many seconds is not started again."""
 RESTART_PAUSE = 0.5
 """Seconds before another try after one that failed."""
-STOP_TIMEOUT = 5.0
-"""Seconds the engine process gets to end by itself."""
 
 
 class EngineClient:
@@ -60,22 +52,29 @@ class EngineClient:
     """
 
     def __init__(
-        self, start: Start, *, on_restart: Callable[[], None], on_adapter_lost: Callable[[str, str], None]
+        self,
+        start: Start,
+        *,
+        on_restart: Callable[[], None],
+        on_adapter_lost: Callable[[str, str], None],
+        command: Sequence[str] = ENGINE,
     ) -> None:
         """`on_adapter_lost` gets name and reason of an adapter that a restarted engine cannot load any more."""
         self.state: State = "starting"
         self.started: Started | None = None
         self._start = start
+        self._command = command
         self._on_restart = on_restart
         self._on_adapter_lost = on_adapter_lost
-        self._process: asyncio.subprocess.Process | None = None
+        self._connection: Connection | None = None
         self._ready = asyncio.Event()
         self._streams: dict[int, Stream] = {}
         self._sequences = itertools.count(1)
         self._kv_usage = 0.0
         self._adapters: dict[str, Path] = {}
+        self._pinned: set[str] = set()
         self._loading: dict[str, asyncio.Future[AdapterManifest]] = {}
-        self._deaths: deque[float] = deque(maxlen=MAX_RESTARTS)
+        self._restarts = Restarts()
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,7 +89,7 @@ class EngineClient:
         if self._supervisor:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
-        await self._end_process()
+        await self._disconnect()
         self.fail_everything(NotReady("the server is shutting down"))
 
     @property
@@ -118,9 +117,24 @@ class EngineClient:
         self._adapters[name] = folder
         return manifest
 
+    @property
+    def places(self) -> int | None:
+        """Adapters that the model has room for at the same time; None where each has a place of its own."""
+        if self.started is None or self.started.lane != "routed":
+            return None
+        return self._start.routed.max_linked or self.started.max_running
+
+    def pin_adapter(self, name: str, pinned: bool) -> None:
+        """Never take an adapter's place in the model for another's, or do so again."""
+        if pinned != (name in self._pinned):
+            (self._pinned.add if pinned else self._pinned.discard)(name)
+            if self.state == "ready":
+                self._send(PinAdapter(name, pinned))
+
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter that no request uses any more."""
         self._adapters.pop(name, None)
+        self._pinned.discard(name)
         if self.state == "ready":
             self._send(UnloadAdapter(name))
 
@@ -175,52 +189,33 @@ class EngineClient:
                 loading.set_exception(error)
 
     def _send(self, command: Command) -> None:
-        # Commands are small and the engine's reading thread never waits for a step: no need to await the drain.
-        if self._process and self._process.stdin and not self._process.stdin.is_closing():
-            self._process.stdin.write(pack(command))
-
-    async def _receive(self) -> Report | None:
-        """Next report; None once the engine process is gone."""
-        if self._process is None or self._process.stdout is None:
-            return None
-        try:
-            (length,) = HEADER.unpack(await self._process.stdout.readexactly(HEADER.size))
-            return unpack_report(await self._process.stdout.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
+        if self._connection:
+            self._connection.send(command)
 
     async def _launch(self) -> None:
         """Start the process and load the base and every adapter known. Raises BundleInvalid."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "loraplex.server.engine.process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the server, which ends this process
-        )
-        self._send(self._start)
-        report = await self._receive()
-        match report:
-            case Started():
-                self.started = report
+        connection = self._connection = await Connection.open(self._command)
+        connection.send(self._start)
+        match await connection.receive():
+            case Started() as started:
+                self.started = started
             case StartFailed(message):
-                await self._end_process()
+                await self._disconnect()
                 raise BundleInvalid(message)
             case _:
-                code = await self._process.wait()
+                code = await connection.wait()
                 raise BundleInvalid(f"the engine process ended with status {code} while it loaded the base")
-        await self._load_again()
+        await self._load_again(connection)
         self.state = "ready"
         self._ready.set()
 
-    async def _load_again(self) -> None:
+    async def _load_again(self, connection: Connection) -> None:
         """Load every adapter known into a fresh engine. Raises BundleInvalid if it dies of it."""
         adapters = dict(self._adapters)
         for name, folder in adapters.items():
             self._send(LoadAdapter(name, str(folder)))
         for _ in adapters:
-            match await self._receive():
+            match await connection.receive():
                 case AdapterLoaded():
                     pass
                 case AdapterRefused(name, message):
@@ -231,15 +226,17 @@ class EngineClient:
                     raise BundleInvalid("the engine process ended while it loaded the adapters")
         for name in adapters.keys() - self._adapters.keys():  # unloaded meanwhile
             self._send(UnloadAdapter(name))
+        for name in self._pinned:
+            self._send(PinAdapter(name, True))
 
     async def _supervise(self) -> None:
         """Hand reports on until the engine dies; start it again unless it dies all the time."""
         while True:
-            while (report := await self._receive()) is not None:
-                self._dispatch(report)
+            assert self._connection is not None
+            await self._connection.hand_to(self._dispatch)
             self._ready.clear()
             self.state = "restarting"
-            code = await self._process.wait() if self._process else None
+            code = await self._connection.wait()
             again = {
                 sequence: stream
                 for sequence, stream in self._streams.items()
@@ -270,11 +267,8 @@ class EngineClient:
     async def _relaunch(self) -> bool:
         """Start the engine again; False once it has died too often."""
         while True:
-            now = time.monotonic()
-            if len(self._deaths) == MAX_RESTARTS and now - self._deaths[0] < RESTART_WINDOW:
-                logger.critical("the engine died %d times in %.0f s: giving up", MAX_RESTARTS + 1, RESTART_WINDOW)
+            if not self._restarts.take():
                 return False
-            self._deaths.append(now)
             try:
                 await self._launch()
             except BundleInvalid as error:
@@ -299,16 +293,7 @@ class EngineClient:
             case _:
                 logger.error("unexpected report from the engine: %s", type(report).__name__)
 
-    async def _end_process(self) -> None:
-        """Close the pipe, which ends the process; kill it if it does not."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.stdin:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            await connection.close()

@@ -45,5 +45,8 @@ class Lane(Protocol):
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
         """Make a checked adapter available under a new name. Raises AdapterInvalid."""
 
+    def pin_adapter(self, name: str, pinned: bool) -> None:
+        """Never take an adapter's place for another's, or do so again; unknown ones are ignored."""
+
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter that no sequence uses any more; unknown ones are ignored."""

@@ -52,6 +52,8 @@ class Sampling(Struct, frozen=True, array_like=True):
     """The base's end tokens do not end the answer."""
     logprobs: int | None = None
     """How many of the likeliest tokens to report with each token, by the model's own distribution; None: nothing."""
+    prompt_logprobs: int | None = None
+    """The same for the tokens of the prompt, none of which is then taken from an earlier request; None: nothing."""
 
 
 class Guide(Struct, frozen=True, array_like=True):
@@ -107,6 +109,14 @@ class UnloadAdapter(Struct, tag=True, frozen=True):
     """Forget an adapter that no sequence uses any more; unknown ones are ignored. Not answered."""
 
     name: str
+
+
+class PinAdapter(Struct, tag=True, frozen=True):
+    """Never take an adapter's place in the model for another's, or do so again; unknown ones are ignored. Not answered.
+    """
+
+    name: str
+    pinned: bool
 
 
 class Submit(Struct, tag=True, frozen=True):
@@ -178,6 +188,8 @@ class Output(Struct, frozen=True, array_like=True):
     """Prompt tokens that need not be computed; in the sequence's first output with tokens."""
     refused: bool = False
     """The error is the request's, not the engine's."""
+    prompt_logprobs: list[Logprobs] | None = None
+    """One for each token of the prompt but the first, where asked for; in the sequence's first output with tokens."""
 
 
 class Step(Struct, tag=True, frozen=True):
@@ -188,7 +200,7 @@ class Step(Struct, tag=True, frozen=True):
     """Share of the KV cache that running sequences hold or may still need; None where that is not known."""
 
 
-Command = Start | LoadAdapter | UnloadAdapter | Submit | Cancel
+Command = Start | LoadAdapter | UnloadAdapter | PinAdapter | Submit | Cancel
 Report = Started | StartFailed | AdapterLoaded | AdapterRefused | Step
 
 _encoder = msgspec.msgpack.Encoder()
@@ -206,5 +218,5 @@ def unpack_command(body: bytes) -> Command:
     return _commands.decode(body)
 
 
-def unpack_report(body: bytes) -> Report:
+def unpack_report(body: bytes | bytearray) -> Report:
     return _reports.decode(body)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from queue import Empty, SimpleQueue
 from msgspec import Struct
 
 from loraplex.server.bundle import AdapterManifest, Base
+from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import (
     HEADER,
     AdapterLoaded,
@@ -28,6 +30,7 @@ from loraplex.server.engine.messages import (
     Command,
     LoadAdapter,
     Output,
+    PinAdapter,
     Report,
     Start,
     Started,
@@ -44,6 +47,19 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 """That of the API process."""
 STOP_AFTER = 5.0
 """Seconds a step may still take after the parent is gone."""
+
+
+OpenLane = Callable[[Start], tuple[Lane, int]]
+"""Loads what a Start asks for: the lane, and how many sequences should run at the same time. Raises BundleInvalid."""
+
+
+def open_model(start: Start) -> tuple[Lane, int]:
+    """The lane that runs the bundle's base."""
+    # Imported late: the telemetry choice must stand before onnxruntime-genai is loaded.
+    from loraplex.server.engine.opening import max_running, open_lane
+
+    lane = open_lane(start)
+    return lane, max_running(start, lane)
 
 
 class Checked(Struct, frozen=True):
@@ -90,7 +106,7 @@ class Border:
             data = data[os.write(self._out, data) :]
 
 
-def serve(border: Border) -> None:
+def serve(border: Border, open_lane: OpenLane) -> None:
     """Run until the parent closes the pipe."""
     start = border.receive(wait=True)
     if not isinstance(start, Start):
@@ -108,17 +124,14 @@ def serve(border: Border) -> None:
     if not start.telemetry:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        # Imported late: the telemetry choice must stand before onnxruntime-genai is loaded.
-        from loraplex.server.engine.opening import max_running, open_lane
-
-        lane = open_lane(start)
+        lane, running = open_lane(start)
     except ImportError as error:
         border.send(StartFailed(f"{error}; install loraplex[cpu] or loraplex[cuda]"))
         return
     except LoraplexError as error:
         border.send(StartFailed(error.message))
         return
-    unsupported, running = sorted(lane.unsupported), max_running(start, lane)
+    unsupported = sorted(lane.unsupported)
     border.send(Started(lane.name, lane.device, start.threads, versions, unsupported, running, lane.kv_tokens))
     checks = ThreadPoolExecutor(1, "checks")
     while True:
@@ -149,6 +162,8 @@ def serve(border: Border) -> None:
                     border.send(AdapterLoaded(name, manifest))
             case UnloadAdapter(name):
                 lane.unload_adapter(name)
+            case PinAdapter(name, pinned):
+                lane.pin_adapter(name, pinned)
 
 
 def _check(border: Border, name: str, folder: Path, base: Base) -> None:
@@ -175,7 +190,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main(open_lane: OpenLane = open_model) -> None:
     # Ctrl-C, and a service manager's SIGTERM, reach every process of the server; the API process decides when the
     # engine ends, since streams may still have to drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -184,7 +199,7 @@ def main() -> None:
     sys.setswitchinterval(0.0005)
     code = 0
     try:
-        serve(Border())
+        serve(Border(), open_lane)
     except BrokenPipeError:
         pass
     except Exception:

@@ -23,9 +23,10 @@ class Detokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text these tokens complete; bytes of an unfinished character are kept for the next call."""
-        return "".join(self._decode(token) for token in tokens)
+        return "".join(self.add(token) for token in tokens)
 
-    def _decode(self, token: int) -> str:
+    def add(self, token: int) -> str:
+        """The text that one more token completes."""
         if token in self._hidden:
             return ""
         try:

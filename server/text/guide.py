@@ -22,6 +22,8 @@ TIMEOUT = 5.0
 REASON = 300
 """Characters of the compiler's reason that a client gets."""
 REMEMBERED = 1024
+AT_ONCE = 2
+"""Processes: a flood of guides takes no more of the machine."""
 
 
 class GuideChecker:
@@ -29,6 +31,7 @@ class GuideChecker:
 
     def __init__(self) -> None:
         self._good: OrderedDict[Guide, None] = OrderedDict()
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def check(self, guide: Guide, param: str) -> None:
         """Compile a guide. Raises InvalidRequest with llguidance's own reason."""
@@ -37,29 +40,36 @@ class GuideChecker:
         if guide in self._good:
             self._good.move_to_end(guide)
             return
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "loraplex.server.text.guide"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                reason, _ = await process.communicate(msgspec.msgpack.encode(guide))
-        except TimeoutError:
-            reason = b"it takes too long to compile"
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode and not reason:
-            reason = b"it is nested too deeply to compile"
+        async with self._turns:
+            reason = await _compile(guide)
         if reason:
-            raise InvalidRequest(f"{param} cannot be followed: {reason.decode()[:REASON]}", param=param)
+            raise InvalidRequest(f"{param} cannot be followed: {reason[:REASON]}", param=param)
         self._good[guide] = None
         if len(self._good) > REMEMBERED:
             self._good.popitem(last=False)
+
+
+async def _compile(guide: Guide) -> str:
+    """Why a process of its own cannot compile a guide; empty where it can."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "loraplex.server.text.guide"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            reason, _ = await process.communicate(msgspec.msgpack.encode(guide))
+    except TimeoutError:
+        return "it takes too long to compile"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode and not reason:
+        return "it is nested too deeply to compile"
+    return reason.decode()
 
 
 def _reason(guide: Guide) -> str:

@@ -79,7 +79,7 @@ class ChatTemplate:
                 }
             )
         except SecurityError as error:
-            raise BundleInvalid(f"the chat template does what it must not: {error}") from None
+            raise InvalidRequest(f"the chat template does what it must not: {error}", param="messages") from None
         except RecursionError:
             raise InvalidRequest("what the chat template is given is nested too deeply", param="messages") from None
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from loraplex.server.errors import BundleInvalid
+from loraplex.server.text.foreign_template import LONGEST_SOURCE, ForeignTemplate, TemplateProcess
 from loraplex.server.text.template import ChatTemplate
 
+SHORT = 512
+"""Characters that are encoded in less time than a thread is woken."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -42,20 +47,32 @@ class Text:
         config = _read_json(folder / "tokenizer_config.json")
         self._special_tokens = {name: text for name in SPECIAL_TOKENS if (text := _text(config.get(name)))}
         source = _chat_template(folder, config)
+        # tokenizers has a thread for each text otherwise, and 64 long ones keep the event loop from its core for 0.1 s.
+        self._turns = asyncio.Semaphore(usable_cores())
         self.template = None if source is None else ChatTemplate(source, self._special_tokens)
+        self._process = TemplateProcess()
 
-    def adapter_template(self, path: Path) -> ChatTemplate:
+    async def adapter_template(self, path: Path) -> ForeignTemplate:
         """An adapter's own template. Raises BundleInvalid."""
-        try:
-            source = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleInvalid(f"the chat template {path.name} cannot be read: {error}") from None
-        return ChatTemplate(source, self._special_tokens)
+        source = await asyncio.to_thread(_read_template, path)
+        return await self._process.open(source, self._special_tokens)
+
+    async def close(self) -> None:
+        """End the process that renders the templates of adapters."""
+        await self._process.close()
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; long texts are encoded without blocking the event loop."""
-        encoding = await self.tokenizer.async_encode(text, add_special_tokens=add_special_tokens)
+        if len(text) <= SHORT:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        async with self._turns:
+            encoding = await self.tokenizer.async_encode(text, add_special_tokens=add_special_tokens)
         return list(encoding.ids)
+
+
+def usable_cores() -> int:
+    """Hyperthreads count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
@@ -66,6 +83,16 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     if isinstance(found, list):  # several by name: https://huggingface.co/docs/transformers/chat_templating
         found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
     return found if isinstance(found, str) else None
+
+
+def _read_template(path: Path) -> str:
+    """Raises BundleInvalid."""
+    try:
+        if path.stat().st_size > 4 * LONGEST_SOURCE:
+            raise BundleInvalid(f"the chat template {path.name} has more than {LONGEST_SOURCE} characters")
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"the chat template {path.name} cannot be read: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -129,7 +129,7 @@ _TEMPLATES = (
     (r"<tool_call>", HERMES),
     (r"<\|tool_call\|>", GRANITE),
     (r"<\|tool\|>", PHI4),
-    (r"ipython(?s:.*)\"parameters\"|\"parameters\"(?s:.*)ipython", LLAMA),
+    (r"(?s)\A(?=.*ipython)(?=.*\"parameters\")", LLAMA),
 )
 
 

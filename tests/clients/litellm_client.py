@@ -83,4 +83,4 @@ def check(provider: str, demo: str, tools: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from onnxruntime import AdapterFormat, OrtValue
 
 from loraplex.server.bundle import AdapterManifest, Bundle
 from loraplex.server.engine.batched import BatchedLane
+from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Guide, Sampling, Submit
 from loraplex.server.errors import BundleInvalid
-from tests.engine.lanes import GREEDY, Model, batched, generator, run
+from tests.engine.lanes import GREEDY, Model, ask, batched, generator, run
 
 LONG = [int(token) for token in np.random.default_rng(3).integers(8, 150, 96)]
 ENDLESS = Sampling(temperature=0, ignore_eos=True)
@@ -87,7 +89,6 @@ def test_what_the_generator_lane_cannot_do_it_refuses(llama: Model) -> None:
         "logit_bias": Sampling(logit_bias={9: 1.0}),
         "min_tokens": Sampling(min_tokens=2),
         "stop_tokens": Sampling(stop_tokens=[9]),
-        "ignore_eos": Sampling(ignore_eos=True),
         "logprobs": Sampling(logprobs=0),
     }
     requests = [Submit(index, None, [9], 4, sampling) for index, sampling in enumerate(wanted.values())]
@@ -95,6 +96,14 @@ def test_what_the_generator_lane_cannot_do_it_refuses(llama: Model) -> None:
     answers = run(lane, [*requests, guided])
     for index, name in enumerate([*wanted, "guide"]):
         assert name in (answers[index if name != "guide" else 99].error or "")
+
+
+@pytest.mark.parametrize("make", [generator, batched])
+def test_an_end_token_does_not_end_an_answer_that_ignores_it(int4: Model, make: Callable[[Model], Lane]) -> None:
+    lane = make(int4)
+    prompt = next([token] for token in range(8, 150) if ask(lane, [token], max_tokens=200).finish == "stop")
+    answer = ask(lane, prompt, max_tokens=200, sampling=ENDLESS)
+    assert (len(answer.tokens), answer.finish) == (200, "length")
 
 
 def test_a_base_that_is_none(tmp_path: Path, folder: Path) -> None:

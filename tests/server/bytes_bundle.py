@@ -6,6 +6,7 @@ open is random.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ADDED = ("<tool_call>", "</tool_call>")
 """Like SPECIAL tokens of their own, but with a text; all others are bytes."""
 NEWLINE = "Ċ"
 """As ByteLevel writes it."""
+CONSTANT = 10.0
 
 HERMES = """{% if tools %}{{ '<|system|>' }}{% for tool in tools %}{{ tool | tojson }}
 {% endfor %}{{ '<tool_call>{"name": ..., "arguments": ...}</tool_call>' }}{% endif %}{% for message in messages %}\
@@ -38,15 +40,33 @@ PLAIN = "{% for message in messages %}{{ '<|' + message.role + '|>' + message.co
 TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "phi-4": PHI4, "generic": PLAIN}
 
 
-def make_bundle(folder: Path, template: str) -> Path:
-    """Write a bundle whose base is named `bytes`. Returns its folder."""
+def make_bundle(
+    folder: Path, template: str, *, preferred: Mapping[str, float] | None = None, adapter: str | None = None
+) -> Path:
+    """Write a bundle whose base is named `bytes`. Returns its folder.
+
+    `preferred` is added to the logits of characters or tokens, more or less, whatever stands before them. `adapter` is
+    the name of an adapter that changes little.
+    """
+    from loraplex.build.assembly import build_bundle
+    from tests.checkpoints import make_adapter
+
+    checkpoint = make_bytes_checkpoint(folder / "checkpoint", template)
+    if preferred:
+        _prefer(checkpoint, preferred)
+    adapters = {adapter: make_adapter(checkpoint, folder / "peft", rank=1, alpha=0.01)} if adapter else {}
+    with quiet():
+        build_bundle(checkpoint, adapters, folder / "bundle", name="bytes", precision="float32")
+    return folder / "bundle"
+
+
+def make_bytes_checkpoint(folder: Path, template: str) -> Path:
+    """Write a random model over bytes with its chat template. Returns folder."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    from loraplex.build.assembly import build_bundle
-
     words = _words()
-    checkpoint = make_checkpoint(folder / "checkpoint", vocab_size=300, max_position_embeddings=4096)
+    make_checkpoint(folder, vocab_size=300, max_position_embeddings=4096)
     tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,10 +74,20 @@ def make_bundle(folder: Path, template: str) -> Path:
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in ADDED])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.chat_template = template
-    fast.save_pretrained(checkpoint)
-    with quiet():
-        build_bundle(checkpoint, {}, folder / "bundle", name="bytes", precision="float32")
-    return folder / "bundle"
+    fast.save_pretrained(folder)
+    return folder
+
+
+def _prefer(checkpoint: Path, preferred: Mapping[str, float]) -> None:
+    """Make the first number of every hidden state large, and let the logits of some tokens grow with it."""
+    from safetensors.torch import load_file, save_file
+
+    file = checkpoint / "model.safetensors"
+    weights = load_file(file)
+    weights["model.embed_tokens.weight"][:, 0] = CONSTANT
+    for text, amount in preferred.items():
+        weights["lm_head.weight"][token(text), 0] = amount
+    save_file(weights, file, {"format": "pt"})
 
 
 @cache

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,11 +89,16 @@ class ServerProcess:
         return self.process.wait(30)
 
 
-@contextmanager
-def serving(bundle: Path, log: Path, *flags: str) -> Iterator[ServerProcess]:
+def serving(bundle: Path, log: Path, *flags: str) -> AbstractContextManager[ServerProcess]:
     """Start a server, wait until it is ready, and stop it in the end."""
+    return started(command(bundle, *flags), log)
+
+
+@contextmanager
+def started(command: list[str], log: Path) -> Iterator[ServerProcess]:
+    """The server that a command starts."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command(bundle, *flags), stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     server: ServerProcess | None = None
     try:
         server = ServerProcess(process, _ready(process, log), log)

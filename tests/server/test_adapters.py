@@ -255,6 +255,7 @@ def test_uploads_that_are_no_adapter_are_refused(
         status, body = upload(server, "new", *files)
         assert status == wanted, (files, body)
         assert body["error"]["message"].count("\n") == 0
+        assert "/" not in body["error"]["message"].replace("../", ""), body  # where the server keeps its files
     request = urllib.request.Request(
         server.url + "/v1/adapters/new", b"x" * 99, {"content-type": "multipart/form-data; boundary=y"}, method="PUT"
     )
@@ -292,6 +293,7 @@ def test_options_of_an_adapter_are_set_and_survive(
             assert (status, refusal["error"]["param"]) == (400, param)
         assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["klein"]})[0] == 400
         assert call(server, "PATCH", "/v1/adapters/none", {"aliases": []})[0] == 404
+        assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["a", "a"]})[0] == 400
     with serving(tiny.folder, tmp_path / "log", *flags) as server:
         assert ask(server, "petit", PROMPTS[7]) == expected("small", PROMPTS[7])
         answer = server.client.completions.create(model="klein", prompt=PROMPTS[7], temperature=0)

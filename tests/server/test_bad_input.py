@@ -125,6 +125,9 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
         ),
         ({"chat_template_kwargs": {"a": 1}, "chat_template": "x"}, "chat_template", "unknown_parameter"),
         ({"max_tokens": 300}, "messages", "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "w10 " * 900_000}]}, "messages", "context_length_exceeded"),
+        ({"messages": [{"role": "user", "content": "w10 " * 300}]}, "messages", "context_length_exceeded"),
+        ({"model": "m" * 257}, "model", "invalid_value"),
     ],
 )
 def test_a_bad_chat_request_is_refused(
@@ -149,10 +152,12 @@ def test_a_bad_chat_request_is_refused(
         ({"prompt": [[10]] * 65, "n": 2}, "n", "invalid_value"),
         ({"prompt": ["w10"] * 500_000}, "n", "invalid_value"),
         ({"logprobs": 6}, "logprobs", "invalid_value"),
-        ({"echo": True, "logprobs": 1}, "echo", "unsupported_parameter"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs", "unsupported_parameter"),
         ({"suffix": "x"}, "suffix", "unsupported_parameter"),
         ({"best_of": 3}, "best_of", "unsupported_parameter"),
         ({"prompt": [10] * 256}, "prompt", "context_length_exceeded"),
+        ({"prompt": "w10 " * 900_000}, "prompt", "context_length_exceeded"),
     ],
 )
 def test_a_bad_completion_request_is_refused(
@@ -175,7 +180,6 @@ def test_a_bad_completion_request_is_refused(
         ({"min_p": 0.1}, "min_p"),
         ({"min_tokens": 3}, "min_tokens"),
         ({"stop_token_ids": [9]}, "stop_token_ids"),
-        ({"ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"guided_regex": "a+"}, "guided_regex"),
         ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),

@@ -72,9 +72,9 @@ async def test_a_client_that_leaves_a_whole_answer_cancels_it(demo_server: Serve
 
 def test_an_engine_that_dies_is_replaced(own_server: ServerProcess) -> None:
     expected = own_server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
+    engine = own_server.engine()
     answer = iter(stream(own_server, n=16))
     next(answer)
-    engine = own_server.engine()
     engine.suspend()  # so that the answer cannot end before the engine does
     engine.kill()
     with pytest.raises(openai.APIError, match="engine process died"):
@@ -226,7 +226,9 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     with serving(DEMO, tmp_path / "log") as server:
         client = server.client
         answer = iter(
-            client.completions.create(model="travel", prompt=[5], n=16, max_tokens=2000, temperature=2, stream=True)
+            client.completions.create(
+                model="travel", prompt=[5], n=16, max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
+            )
         )
         next(answer)
         engine = server.engine()

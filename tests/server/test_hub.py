@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.hub import TOKEN, Hub, running_hub
-from tests.server.conftest import DEMO
+from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, command, serving
+from tests.server.test_adapters import ask, call
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,68 @@ def test_a_folder_wins_over_an_id(hub: Hub, environment: dict[str, str], tmp_pat
     line = refused("acme/demo", environment, cwd=tmp_path)
     assert line == "loraplex: acme/demo is not a bundle: it has no bundle.json"
     assert len(hub.requests()) == before
+
+
+@pytest.mark.usefixtures("environment")
+def test_an_adapter_of_the_hub_is_loaded_by_its_id(hub: Hub, tiny: TinyBundle, tmp_path: Path) -> None:
+    peft = hub.add("acme/small-lora", tiny.adapters["small"])
+    hub.add("acme/ours", tiny.folder / "adapters" / "large")
+    state = tmp_path / "state"
+    flags = ("--dev", "--allow-hub", "--state-dir", str(state))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        right = {name: ask(server, name, [10, 50, 7]) for name in ("small", "large")}
+        status, card = call(server, "PUT", "/v1/adapters/new", {"hub": "acme/small-lora"})
+        assert (status, card["state"], card["source"]) == (201, "ready", f"acme/small-lora@{peft}")
+        assert ask(server, "new", [10, 50, 7]) == right["small"]
+        wanted = {"lora_name": "new", "lora_path": "acme/ours", "load_inplace": True}
+        assert call(server, "POST", "/v1/load_lora_adapter", wanted)[0] == 200
+        assert ask(server, "new", [10, 50, 7]) == right["large"]
+        status, card = call(server, "PUT", "/v1/adapters/new", {"hub": f"acme/small-lora@{peft}"})
+        assert (status, card["source"]) == (200, f"acme/small-lora@{peft}")
+    assert len(list(state.iterdir())) == 2  # the index, and what is loaded
+    with serving(tiny.folder, tmp_path / "again.log", "--dev", "--state-dir", str(state)) as server:
+        assert ask(server, "new", [10, 50, 7]) == right["small"]
+        status, error = call(server, "PUT", "/v1/adapters/new", {"hub": "acme/ours"})
+        assert (status, error["error"]["code"]) == (403, "forbidden")
+
+
+@pytest.mark.usefixtures("environment")
+def test_what_cannot_be_had_from_the_hub_changes_nothing(
+    hub: Hub, tiny: TinyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("acme/hidden", tiny.adapters["small"], private=True)
+    hub.add("acme/pickle", _with(tmp_path / "pickle", "adapter_model.bin", b"cos\nsystem\n(S'true'\ntR."))
+    hub.add("acme/huge", _with(tmp_path / "huge", "adapter_model.safetensors", bytes(3_000_000)))
+    state = tmp_path / "state"
+    flags = ("--dev", "--allow-hub", "--state-dir", str(state), "--max-adapter-bytes", "2000000")
+    cases = {
+        "acme/none": (404, "model_not_found", "none of this name"),
+        "acme/hidden": (404, "model_not_found", "private"),
+        "acme/huge@nowhere": (404, "model_not_found", "no revision nowhere"),
+        "acme/other": (422, "adapter_invalid", "is not an adapter"),
+        "acme/pickle": (422, "adapter_invalid", "adapter_model.safetensors"),
+        "acme/huge": (422, "adapter_invalid", "this server takes 2000000 at most"),
+        "../etc": (400, "invalid_value", "OWNER/NAME"),
+        "": (400, "invalid_value", "OWNER/NAME"),
+    }
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        for given, (status, code, reason) in cases.items():
+            found, error = call(server, "PUT", "/v1/adapters/new", {"hub": given})
+            assert (found, error["error"]["code"]) == (status, code), error
+            assert reason in error["error"]["message"]
+        assert call(server, "PUT", "/v1/adapters/new", {"hub": "acme/huge", "path": "small"})[0] == 400
+        assert call(server, "PUT", "/v1/adapters/new", {})[0] == 400
+        assert [path.name for path in state.iterdir()] == ["adapters.json"]
+        assert not [line for line in hub.requests() if "pickle" in line and ".bin" in line]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with serving(tiny.folder, tmp_path / "far.log", *flags) as server:
+        found, error = call(server, "PUT", "/v1/adapters/new", {"hub": "acme/small-lora"})
+        assert (found, error["error"]["code"]) == (502, "hub_failed")
+        assert ask(server, "small", [10, 50, 7])
+
+
+def _with(folder: Path, name: str, content: bytes) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    (folder / name).write_bytes(content)
+    return folder

@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from loraplex.server.keys import Key, digest, entry, new_key
+from loraplex.server.keys import Key, Keys, digest, entry, new_key
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, command, serving
 from tests.server.test_adapters import call
@@ -115,8 +115,12 @@ def test_keys_are_read_again_when_the_file_changes(tiny: TinyBundle, tmp_path: P
         ask(server, SMALL, "small")
         assert "the keys stay as they were" in log.read_text()
         path.unlink()
-        ask(server, SMALL, "small")
+        for _ in range(3):
+            ask(server, SMALL, "small")
         time.sleep(0.1)
+        assert log.read_text().count("cannot be read") == 1
+        write(path, Key("all", digest(ALL)))
+        ask(server, ALL, "small")
     assert ALL not in log.read_text()
     assert SMALL not in log.read_text()
 
@@ -153,3 +157,21 @@ def test_the_command_makes_a_key_that_works(tiny: TinyBundle, tmp_path: Path) ->
         ask(server, made, "small")
         with pytest.raises(openai.NotFoundError):
             ask(server, made, "large")
+
+
+def test_the_command_writes_every_field(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "loraplex.server", "key", 'o"ps\n', "--admin", "--class", "gold"]
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=30).stdout
+    made, _, lines = output.split("\n\n")
+    path = tmp_path / "keys.toml"
+    path.write_text(lines)
+    found = Keys(path).authenticate(f"Bearer {made}")
+    assert (found.name, found.admin, found.service_class) == ('o"ps\n', True, "gold")
+
+
+@pytest.mark.parametrize("flags", [("--adapter", "../x"), ("--class", "a b"), ("--adapter", "")])
+def test_the_command_makes_no_key_that_a_server_refuses(flags: tuple[str, ...]) -> None:
+    arguments = [sys.executable, "-m", "loraplex.server", "key", "customer", *flags]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("loraplex: no server would take this key")

@@ -50,10 +50,13 @@ def known_names(document: dict[str, Any]) -> dict[str, Any]:
     that keep answers short."""
     for body in {operation.body.__name__ for operation in OPERATIONS if operation.body}:
         schema = document["components"]["schemas"][body]
+        schema.get("properties", {}).pop("hub", None)  # there is none here
         for name, field in schema.get("properties", {}).items():
             kinds = {each.get("type") for each in field.get("anyOf", [field])}
             if "string" in kinds and (names := NAMES.get(name)):
                 schema["properties"][name] = {"enum": names}
+                # Without one of its own, a request is refused by a server that has no default.
+                schema["required"] = sorted({*schema.get("required", []), name})
             limits = {"n": ("maximum", 2), "timeout": ("minimum", 60)}
             limits |= dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), ("maximum", 16))
             if name in limits:

@@ -29,6 +29,8 @@ TIME: dict[str, Any] = {
     },
 }
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+OPEN_RESPONSES = frozenset({"frequency_penalty", "presence_penalty", "store"})
+"""Fields of a response that Open Responses requires and OpenAI's client does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def ask(client: openai.OpenAI, **options: Any) -> Response:
     request: dict[str, Any] = {"model": "bytes", "input": "Hello", "max_output_tokens": 12, "temperature": 1}
     extra = {"seed": 7} | options.pop("extra_body", {})
     raw = client.responses.with_raw_response.create(**request | options, extra_body=extra)
-    return validated(Response, json.loads(raw.content))
+    return validated(Response, json.loads(raw.content), known=OPEN_RESPONSES)
 
 
 def stream(client: openai.OpenAI, **options: Any) -> list[Any]:
@@ -62,7 +64,7 @@ def stream(client: openai.OpenAI, **options: Any) -> list[Any]:
         elif line.startswith("data: "):
             data = json.loads(line.removeprefix("data: "))
             assert data["type"] == name
-            found.append(validated(type(EVENTS.validate_python(data)), data))
+            found.append(validated(type(EVENTS.validate_python(data)), data, known=OPEN_RESPONSES))
     assert [each.sequence_number for each in found] == list(range(len(found)))
     return found
 
@@ -283,10 +285,33 @@ def test_an_engine_that_dies_fails_the_response(tmp_path: Path) -> None:
     last = events[-1]
     assert last["type"] == "response.failed"
     assert last["sequence_number"] == len(events) - 1
-    failed = validated(Response, last["response"])
+    failed = validated(Response, last["response"], known=OPEN_RESPONSES)
     assert failed.status == "failed"
     assert failed.error is not None
     assert failed.error.code == "server_error"
     assert failed.output_text == "".join(
         each["delta"] for each in events if each["type"] == "response.output_text.delta"
     )
+
+
+def test_input_tokens_are_those_of_the_prompt(client: openai.OpenAI) -> None:
+    request: dict[str, Any] = {"input": "What time is it?", "instructions": "Be brief.", "tools": [TIME]}
+    counted = client.responses.input_tokens.count(model="bytes", **request)
+    assert counted.object == "response.input_tokens"
+    answer = client.responses.create(model="bytes", max_output_tokens=4, **request)
+    assert answer.usage is not None
+    assert counted.input_tokens == answer.usage.input_tokens
+    with pytest.raises(openai.BadRequestError, match="tool_choice needs tools") as refusal:
+        client.responses.input_tokens.count(model="bytes", input="Hello", tool_choice="required")
+    assert refusal.value.param == "tool_choice"
+    long = client.responses.input_tokens.count(model="bytes", input="word " * 5000)
+    assert long.input_tokens > 20_000  # however long a prompt may be
+
+
+def test_penalties_are_taken_and_told(client: openai.OpenAI) -> None:
+    plain = ask(client)
+    told = ask(client, extra_body={"frequency_penalty": 2, "presence_penalty": 1.5})
+    assert told.model_extra is not None
+    assert (told.model_extra["frequency_penalty"], told.model_extra["presence_penalty"]) == (2, 1.5)
+    assert told.output_text != plain.output_text
+    assert told.completed_at is None  # it was cut

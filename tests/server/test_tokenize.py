@@ -120,21 +120,3 @@ def test_what_ends_an_answer_shows_where_asked_for(batched_server: ServerProcess
         ]
         assert texts[1].split() == [*texts[0].split(), word]
         assert plain.startswith(texts[1])
-
-
-def test_an_echo_begins_with_the_prompt(tiny_server: ServerProcess) -> None:
-    client = tiny_server.client.completions
-    request: dict[str, Any] = {"model": "small", "max_tokens": 4, "temperature": 0}
-    plain = client.create(**request, prompt="w10 w11").choices[0].text
-    assert client.create(**request, prompt="w10 w11", echo=True).choices[0].text == "w10 w11" + plain
-    ids = client.create(**request, prompt=[[0, 10, 11], [12]], echo=True, n=2)
-    assert [choice.text for choice in ids.choices[:2]] == ["w10 w11" + plain] * 2
-    assert ids.choices[3].text.startswith("w12")
-    chunks = client.create(**request, prompt="w10 w11", echo=True, stream=True)
-    assert "".join(chunk.choices[0].text for chunk in chunks) == "w10 w11" + plain
-    status, error = post(
-        tiny_server,
-        "/v1/completions",
-        json.dumps(request | {"prompt": "w10", "echo": True, "logprobs": 1}).encode(),
-    )
-    assert (status, error["param"], error["code"]) == (400, "echo", "unsupported_parameter")

@@ -247,3 +247,19 @@ def test_a_call_that_is_cut_is_no_call(client: openai.OpenAI) -> None:
     for limit in (1, 20):
         cut = ask(client, tool_choice=tool_choice, max_tokens=limit).choices[0]
         assert cut.finish_reason == "length"
+
+
+def test_white_space_between_tokens_of_json_comes_to_an_end(client: openai.OpenAI) -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": [1]}, "b": {"enum": [2]}}}
+    schema |= {"required": ["a", "b"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "pair", "schema": schema}}
+    lost = likely("Ġ", NEWLINE)  # writes nothing else where it may
+    for fields in ({"response_format": wanted}, {"extra_body": {"guided_json": json.dumps(schema)}}):
+        answer = ask(client, tools=[], logit_bias=lost, temperature=0, max_tokens=400, **fields).choices[0]
+        assert answer.finish_reason == "stop"
+        content = answer.message.content or ""
+        assert json.loads(content) == {"a": 1, "b": 2}
+        assert len(content) > 100
+    free = schema | {"x-guidance": {"whitespace_flexible": False}}  # says so itself
+    tight = ask(client, tools=[], logit_bias=lost, temperature=0, extra_body={"guided_json": free}).choices[0]
+    assert tight.message.content == '{"a":1,"b":2}'

@@ -1,0 +1,102 @@
+"""Connections: as many as there may be, and those that break off."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loraplex.server.settings import RESERVED_FILES, Settings
+from tests.server.conftest import TinyBundle
+from tests.server.process import ServerProcess, serving
+
+MOST = 8
+REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.fixture
+def server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
+    with serving(tiny.folder, tmp_path / "log", "--max-connections", str(MOST)) as found:
+        yield found
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def connect(server: ServerProcess) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.settimeout(30)
+    return connection
+
+
+def health(connection: socket.socket) -> bytes:
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        if not (piece := connection.recv(65536)):
+            break
+        answer += piece
+    return answer
+
+
+def test_one_connection_too_many_is_answered_503_and_closed(server: ServerProcess) -> None:
+    with ExitStack() as open_ones:
+        connections = [open_ones.enter_context(connect(server)) for _ in range(MOST)]
+        assert all(health(connection).startswith(b"HTTP/1.1 200") for connection in connections)
+        for _ in range(2 * MOST):  # each is closed, so that there is room for the next
+            with connect(server) as one_more:
+                answer = health(one_more)
+                assert answer.startswith(b"HTTP/1.1 503")
+                assert b"retry-after: 1\r\n" in answer
+                assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
+                assert one_more.recv(1) == b""
+        with connect(server) as silent:  # says nothing, and is not kept
+            assert silent.recv(1) == b""
+        assert all(health(connection).startswith(b"HTTP/1.1 200") for connection in connections)
+    deadline = time.monotonic() + 20
+    while server.get("/health")[0] != 200:
+        assert time.monotonic() < deadline
+    assert server.log.read_text().count("connections are open: one is refused") > 2 * MOST
+
+
+def test_by_default_the_limit_of_open_files_is_the_limit() -> None:
+    files, _ = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)
+    assert Settings().connection_limit() == (None if files == psutil.RLIM_INFINITY else files - RESERVED_FILES)
+    assert Settings(max_connections=7).connection_limit() == 7
+
+
+def test_clients_that_leave_while_they_send_are_no_failure(server: ServerProcess) -> None:
+    for path in (b"/v1/completions", b"/v1/chat/completions", b"/v1/responses", b"/tokenize"):
+        for sent in (b"", b'{"model": "sm'):
+            with connect(server) as leaving:
+                leaving.sendall((REQUEST % 1000).replace(b"/v1/completions", path) + sent)
+                time.sleep(0.05)
+    deadline = time.monotonic() + 20
+    while server.log.read_text().count(" 499 ") < 8:
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.05)
+    assert server.metric("loraplex_requests_total", finish_reason="error") == 0
+
+
+def test_bodies_and_headers_that_never_end_are_refused(server: ServerProcess) -> None:
+    cases = {
+        b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 20_000: b"431",
+        b"GET /" + b"a" * 100_000: b"431",
+        b"GET /health HTTP/1.1\r\nx: " + b"a" * 100_000: b"431",
+        b"NONSENSE\r\n\r\n": b"400",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n": b"400",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n": b"400",
+        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n": b"400",
+    }
+    for raw, status in cases.items():
+        with connect(server) as connection:
+            with suppress(ConnectionError):  # where it is refused before all of it is sent
+                connection.sendall(raw)
+            answer = connection.recv(4096)
+            assert answer.split(b" ", 2)[1] == status, (raw[:60], answer[:200])
+    assert server.get("/health")[0] == 200

@@ -1,0 +1,85 @@
+"""Pinned adapters keep their places in the routed engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loraplex.server.engine.residency import choose
+from loraplex.server.engine.slots import Adapter, Slots
+from tests.server.conftest import TinyBundle
+from tests.server.process import ServerProcess, serving
+from tests.server.test_adapters import ask, call, wait_until
+
+ADAPTERS = [Adapter(name, Path(name), "0" * 64, {}) for name in "abcd"]
+
+
+def test_a_pinned_adapter_keeps_its_slot() -> None:
+    a, b, c, d = ADAPTERS
+    slots, used = Slots(2, 1000), {a: 1, b: 2, c: 3, d: 4}
+    slots.pinned = {a}
+    assert slots.take(a, (), used)
+    assert slots.take(b, (), used)
+    assert slots.take(c, (), used)  # though b was used after a
+    assert slots.adapters == [a, c]
+    assert slots.take(d, {c}, used) is None  # c is busy
+    slots.promise(1)
+    assert slots.leaving == {c}  # though a has nothing to do
+    slots.pinned = {a, c}
+    slots.promise(1)
+    assert slots.leaving == set()
+    slots.pinned = set()
+    assert slots.take(d, {c}, used)
+    assert slots.adapters == [c, d]
+
+
+def test_a_pinned_adapter_stays_linked() -> None:
+    known = {"a": 1, "b": 2, "c": 3, "d": 4}
+    assert choose(known, ["a", "b"], ["c", "d"], 2) == ("c", "d")
+    assert choose(known, ["a", "b"], ["c", "d"], 2, {"a"}) == ("a", "c")
+    assert choose(known, ["a", "b"], ["d"], 2, {"a", "c"}) == ("a", "d")  # c is not linked yet
+
+
+@pytest.fixture(scope="module")
+def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    log = tmp_path_factory.mktemp("pinned") / "log"
+    with serving(tiny.folder, log, "--dev", "--engine", "routed", "--max-linked", "2") as found:
+        yield found
+    assert "Traceback" not in log.read_text()
+
+
+def test_all_but_one_place_may_be_pinned(server: ServerProcess, tiny_server: ServerProcess) -> None:
+    def pin(name: str, pinned: bool = True) -> tuple[int, str]:
+        status, body = call(server, "PATCH", f"/v1/adapters/{name}", {"pinned": pinned})
+        return status, str(body["options"] if status == 200 else body["error"]["message"])
+
+    assert pin("small")[0] == 200
+    assert call(server, "GET", "/v1/adapters/small")[1]["options"]["pinned"] is True
+    status, reason = pin("large")
+    assert status == 400
+    assert "1 adapters are, of 2" in reason
+    prompts = [[seed, 50, 7] for seed in range(10, 16)]
+    for prompt in prompts:  # every one finds a place, beside the one that keeps its own
+        for name in ("small", "large", "middle", "partial"):
+            assert ask(server, name, prompt, 6) == ask(tiny_server, name, prompt, 6)
+    server.engine().kill()
+    assert ask(server, "small", prompts[0], 6) == ask(tiny_server, "small", prompts[0], 6)
+    assert pin("small", pinned=False)[0] == 200
+    assert pin("large")[0] == 200
+
+
+def test_a_pinned_adapter_stays_when_its_folder_disappears(tiny: TinyBundle, tmp_path: Path) -> None:
+    folder, log = tmp_path / "watched", tmp_path / "log"
+    for name in ("kept", "left"):
+        shutil.copytree(tiny.folder / "adapters" / "small", folder / name)
+    with serving(tiny.folder, log, "--dev", "--adapter-dir", str(folder)) as server:
+        assert call(server, "PATCH", "/v1/adapters/kept", {"pinned": True})[0] == 200
+        for name in ("kept", "left"):
+            shutil.rmtree(folder / name)
+        wait_until(lambda: "left" not in {model.id for model in server.client.models.list()})
+        assert "kept is no longer in" in log.read_text()
+        assert ask(server, "kept", [10, 50, 7]) == ask(server, "small", [10, 50, 7])
+        assert call(server, "DELETE", "/v1/adapters/kept")[0] == 200
