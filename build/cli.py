@@ -13,7 +13,8 @@ from cyclopts import Parameter
 
 from loraplex.build.builder import Device
 from loraplex.build.document import Problems
-from loraplex.build.errors import RecipeInvalid
+from loraplex.build.errors import RecipeInvalid, WorkFolderBusy, first_line
+from loraplex.build.exhaustion import disk_full
 from loraplex.build.recipe import AdapterRecipe, Algorithm, Calibration, ExportRecipe, QuantizationRecipe, Recipe
 from loraplex.server.errors import LoraplexError
 
@@ -92,7 +93,8 @@ def build(
 
         from loraplex.build.plan import Plan
         from loraplex.build.validation import read_recipe, validate
-        from loraplex.build.workflow import has_steps, place, run_steps, write_workflows
+        from loraplex.build.work_folder import check_free, has_steps, held
+        from loraplex.build.workflow import place, run_steps, write_workflows
     except ImportError as error:
         sys.exit(f"loraplex: {error}; install loraplex[build]")
     if recipe is not None:
@@ -106,9 +108,14 @@ def build(
         _refuse("\n".join(problems.messages()))
     if emit_olive is not None and emit_olive.exists() and any(emit_olive.iterdir()) and not has_steps(emit_olive):
         _refuse(f"{emit_olive} is not empty and not a folder of workflows: give another")
-    if not (resume or dry_run or emit_olive) and has_steps(work):
-        _refuse(f"{work} holds steps of an earlier build: go on from them with --resume, or delete the folder")
     preview = dry_run or emit_olive is not None
+    if not preview:
+        try:
+            check_free(work)
+        except WorkFolderBusy as error:
+            _refuse(error.message)
+    if not (resume or preview) and has_steps(work):
+        _refuse(f"{work} holds steps of an earlier build: go on from them with --resume, or delete the folder")
     try:
         job = validate(wanted, folder, output, work, problems, download=not dry_run)
     except RecipeInvalid as error:
@@ -122,13 +129,21 @@ def build(
         return
     command = shlex.join(["loraplex", *sys.argv[1:], *([] if resume else ["--resume"])])
     try:
-        run_steps(plan, command)
-        place(plan.bundle, output)
+        with held(work):
+            run_steps(plan, command)
+            place(plan.bundle, output, command)
+    except WorkFolderBusy as error:
+        _refuse(error.message)
     except KeyboardInterrupt:
         print(f"\nloraplex: interrupted; go on with: {command}", file=sys.stderr)
         sys.exit(130)
     except LoraplexError as error:
         print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(f"loraplex: {work}: {first_line(error)}\n  again from here: {command}", file=sys.stderr)
         sys.exit(1)
     models = ", ".join((wanted.base_name, *(() if wanted.merge else wanted.adapters)))
     print(f"{output}: {models}\n\n  loraplex serve {output}\n\nWhat the steps left is in {work}; delete it when done.")

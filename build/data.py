@@ -80,7 +80,7 @@ def load_rows(
     )
     if rows is None or columns is None:
         return None
-    name = Path(source.dataset) if isinstance(source, Dataset) else _file(source, folder)
+    name = source.dataset if isinstance(source, Dataset) else _file(source, folder)
     before = len(problems.found)
     _check(rows, columns, name, path, problems, messages=messages)
     return Rows([row for _, row in rows], columns, text_template) if len(problems.found) == before else None
@@ -89,9 +89,13 @@ def load_rows(
 def template_columns(template: str, path: Path_, problems: Problems) -> tuple[str, ...] | None:
     """Columns of a template in Python's format syntax, as Olive has it; None after a problem."""
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = [part for part in string.Formatter().parse(template) if part[1] is not None]
     except ValueError as error:
         problems.add(path, f"is not a template: {error}; write {{{{ and }}}} for braces that are text")
+        return None
+    fields = [str(name) for _, name, _, _ in parts]
+    if any(form or conversion for _, _, form, conversion in parts):
+        problems.add(path, "formats a column; write {column} alone, and {{ and }} for braces that are text")
         return None
     if bad := [name for name in fields if not name.isidentifier()]:
         problems.add(path, f"{{{bad[0]}}} is not the name of a column; write {{{{ and }}}} for braces that are text")
@@ -102,8 +106,8 @@ def template_columns(template: str, path: Path_, problems: Problems) -> tuple[st
     return tuple(dict.fromkeys(fields))
 
 
-def _file(source: str, folder: Path) -> Path:
-    return Path(source) if "://" in source else resolve(source, folder)
+def _file(source: str, folder: Path) -> Path | str:
+    return source if "://" in source else resolve(source, folder)
 
 
 def _read(source: str, folder: Path, path: Path_, problems: Problems) -> list[tuple[int, Row]] | None:
@@ -112,7 +116,7 @@ def _read(source: str, folder: Path, path: Path_, problems: Problems) -> list[tu
 
     file = _file(source, folder)
     try:
-        with fsspec.open(source if "://" in source else str(file), "rt", encoding="utf-8") as stream:
+        with fsspec.open(str(file), "rt", encoding="utf-8-sig") as stream:
             text = stream.read()
     except FileNotFoundError:
         problems.add(path, f"there is no file {file}")
@@ -132,7 +136,7 @@ def _read(source: str, folder: Path, path: Path_, problems: Problems) -> list[tu
     return _parse_lines(text, file, problems)
 
 
-def _parse_array(text: str, file: Path, problems: Problems) -> list[tuple[int, Row]] | None:
+def _parse_array(text: str, file: Path | str, problems: Problems) -> list[tuple[int, Row]] | None:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
@@ -147,10 +151,11 @@ def _parse_array(text: str, file: Path, problems: Problems) -> list[tuple[int, R
     return [(0, row) for row in rows]
 
 
-def _parse_lines(text: str, file: Path, problems: Problems) -> list[tuple[int, Row]] | None:
+def _parse_lines(text: str, file: Path | str, problems: Problems) -> list[tuple[int, Row]] | None:
     rows: list[tuple[int, Row]] = []
     bad: list[tuple[int, str]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines, which also splits at characters that JSON allows in a string, such as U+2028.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -184,7 +189,7 @@ def _read_dataset(source: Dataset, path: Path_, problems: Problems) -> list[tupl
 def _check(
     rows: list[tuple[int, Row]],
     columns: tuple[str, ...],
-    file: Path,
+    file: Path | str,
     path: Path_,
     problems: Problems,
     *,
@@ -216,7 +221,7 @@ def _is_chat(messages: Any) -> bool:
     )
 
 
-def _report(bad: list[tuple[int, str]], file: Path, problems: Problems) -> None:
+def _report(bad: list[tuple[int, str]], file: Path | str, problems: Problems) -> None:
     for line, message in bad[:_MENTIONED]:
         problems.add_line(file, line, message)
     if len(bad) > _MENTIONED:

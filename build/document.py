@@ -39,7 +39,7 @@ class Problems:
         name = f"{'.'.join(path)}: " if path else ""
         self.found[str(self.file), self.lines.get(where, 0), name + message] = path
 
-    def add_line(self, file: Path, line: int, message: str) -> None:
+    def add_line(self, file: Path | str, line: int, message: str) -> None:
         """Note a problem on a line, counted from 1, of this or another file; line 0 is the file as a whole."""
         self.found[str(file), line, message] = ()
 

@@ -35,6 +35,12 @@ class StepFailed(BuildFailed):
     code = "step_failed"
 
 
+class WorkFolderBusy(BuildFailed):
+    """Another build runs in the same work folder."""
+
+    code = "work_folder_busy"
+
+
 class VerificationFailed(BuildFailed):
     """A bundle was made that does not compute what its checkpoint and its adapters do."""
 

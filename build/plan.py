@@ -3,47 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from loraplex.build.data import Rows
+from loraplex.build.olive_workflow import (
+    Workflow,
+    awq_workflow,
+    bundle_workflow,
+    merge_workflow,
+    olive_workflow,
+    training_workflow,
+)
 from loraplex.build.peft_folder import CONFIG, WEIGHTS
-from loraplex.build.recipe import AdapterRecipe, resolve
+from loraplex.build.planned_step import RECORD, SPEC, Step
+from loraplex.build.recipe import AdapterRecipe, Calibration, resolve
 from loraplex.build.specification import AdapterSpec, AdaptersSpec, BaseSpec, VerificationSpec
-from loraplex.build.validation import Job, numbers
+from loraplex.build.validation import Job
 
-Workflow = dict[str, Any]
-
-OLIVE_SAMPLES, OLIVE_LENGTH = 128, 512
-"""Rows, and tokens to a row, that Olive's AutoAWQQuantizer looks at; it has no option for them."""
-RECORD = "record.json"
-SPEC = "spec.json"
 _CHECKPOINT = ("config.json", "tokenizer.json")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One Olive workflow. Paths are absolute."""
-
-    name: str
-    folder: Path
-    """Its workflow, log, record and output."""
-    what: str
-    """What it does, for people."""
-    workflow: Workflow
-    result: Path
-    """What later steps read, once the step is finished."""
-    files: tuple[str, ...]
-    """Files in `result` without which it did not work, whatever Olive says."""
-    spec: msgspec.Struct | None = None
-    """Content of spec.json beside the workflow."""
-    inputs: tuple[str, ...] = ()
-    """Names of earlier steps and digests of data: with the workflow they decide the result."""
 
 
 class Plan:
@@ -94,26 +74,7 @@ class Plan:
         spec: msgspec.Struct | None = None,
     ) -> Step:
         folder = self._next(name)
-        workflow = {
-            "workflow_id": name.replace(" ", "-"),
-            **workflow,
-            "systems": {
-                "local": {
-                    "type": "LocalSystem",
-                    "accelerators": [
-                        {"device": "gpu", "execution_providers": ["CUDAExecutionProvider"]}
-                        if self.gpu
-                        else {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
-                    ],
-                }
-            },
-            "host": "local",
-            "target": "local",
-            "output_dir": str(folder / "output"),
-            "cache_dir": str(self.work / "olive-cache"),
-            "evaluate_input_model": False,
-            "no_artifacts": True,
-        }
+        workflow = olive_workflow(name, workflow, folder / "output", self.work / "olive-cache", gpu=self.gpu)
         step = Step(name, folder, what, workflow, folder / result, tuple(files), spec, inputs)
         self.steps.append(step)
         return step
@@ -144,10 +105,7 @@ class Plan:
         step = self._add(
             "merge",
             f"merge {name} into the base",
-            {
-                "input_model": {"type": "HfModel", "model_path": base, "adapter_path": peft},
-                "passes": {"merge": {"type": "MergeAdapterWeights"}},
-            },
+            merge_workflow(base, peft),
             "output/model",
             _CHECKPOINT,
             inputs,
@@ -158,30 +116,12 @@ class Plan:
         job, size = self.job, self.job.recipe.group_size
         rows = Rows([{"text": text} for text in job.calibration], ("text",), None)
         data, digest = self._rows("calibration", rows)
-        workflow: Workflow = {"input_model": {"type": "HfModel", "model_path": base}}
-        if self.gpu:
-            workflow["data_configs"] = [
-                {
-                    "name": "calibration",
-                    "type": "HuggingfaceContainer",
-                    "load_dataset_config": {"data_name": data, "split": "train"},
-                    "pre_process_data_config": {"input_cols": "text"},
-                }
-            ]
-            options: Workflow = {"type": "AutoAWQQuantizer", "q_group_size": size, "data_config": "calibration"}
-        else:
-            given = job.recipe.quantization.calibration
-            options = {
-                "type": "AwqOnCpu",
-                "q_group_size": size,
-                "calibration": data,
-                "samples": given.samples if given else OLIVE_SAMPLES,
-                "sequence_length": given.sequence_length if given else OLIVE_LENGTH,
-            }
+        given = job.recipe.quantization.calibration or Calibration(data="")
+        workflow = awq_workflow(base, data, size, given.samples, given.sequence_length, gpu=self.gpu)
         step = self._add(
             "quantize",
             f"AWQ, groups of {size}",
-            workflow | {"passes": {"awq": options}},
+            workflow,
             "output/model",
             _CHECKPOINT,
             (*inputs, digest),
@@ -195,54 +135,12 @@ class Plan:
             rows = self._texts(rows)
         data, digest = self._rows(name, rows)
         modules = list(self.job.modules) if adapter.target_modules == "all-linear" else list(adapter.target_modules)
-        text: Workflow = {"text_cols": ["text"], "add_special_tokens": adapter.add_special_tokens}
-        if adapter.chat_template:
-            text = {"chat_template": True, "message_col": "messages", "add_special_tokens": False}
         folder = self._next(f"train {name}")
-        training: Workflow = {
-            "gradient_checkpointing": self.gpu,
-            "logging_steps": 10,
-            "save_steps": 100,
-            "save_total_limit": 1,
-            "output_dir": str(folder / "checkpoints"),
-            **({} if self.gpu or adapter.method == "lora" else {"optim": "adamw_torch"}),
-            **numbers(adapter.training),
-        }
+        workflow = training_workflow(base, data, adapter, modules, folder / "checkpoints", gpu=self.gpu)
         step = self._add(
             f"train {name}",
             f"{adapter.method} on {len(rows.rows)} rows, rank {adapter.rank}, {', '.join(modules) or 'all-linear'}",
-            {
-                "input_model": {"type": "HfModel", "model_path": base, "task": "text-generation"},
-                "data_configs": [
-                    {
-                        "name": "rows",
-                        "type": "HuggingfaceContainer",
-                        "load_dataset_config": {"data_name": data, "split": "train"},
-                        "pre_process_data_config": {
-                            **text,
-                            "strategy": "line-by-line",
-                            "max_seq_len": adapter.max_seq_len,
-                            "pad_to_max_len": False,
-                        },
-                    }
-                ],
-                "passes": {
-                    "train": {
-                        "type": "AdapterLora" if adapter.method == "lora" else "AdapterQLora",
-                        "r": adapter.rank,
-                        "alpha": adapter.alpha,
-                        "lora_dropout": adapter.dropout,
-                        "target_modules": modules,
-                        "adapted": modules,
-                        "use_rslora": adapter.use_rslora,
-                        "response_template": adapter.response_template,
-                        "seed": int(numbers(adapter.training).get("seed", 42)),
-                        "torch_dtype": "bfloat16" if self.gpu else "float32",
-                        "train_data_config": "rows",
-                        "training_args": training,
-                    }
-                },
-            },
+            workflow,
             "output/model/adapter",
             ("adapter_config.json", "adapter_model.safetensors"),
             (*inputs, digest),
@@ -308,12 +206,7 @@ class Plan:
         result: str | Path,
         inputs: tuple[str, ...],
     ) -> Step:
-        workflow = {
-            "input_model": {"type": "HfModel", "model_path": base, "task": "text-generation"},
-            "passes": {name: {"type": kind, "spec": str(self._next(name) / SPEC)}},
-            # A bundle lies outside of Olive's cache, which would call a step done that left none.
-            "clean_cache": True,
-        }
+        workflow = bundle_workflow(name, kind, base, self._next(name) / SPEC)
         files = ("bundle.json", "verification.json") if name == "verify" else ("bundle.json",)
         return self._add(name, what, workflow, result, files, inputs, spec)
 
@@ -337,11 +230,3 @@ class Plan:
     def _next(self, name: str) -> Path:
         """Folder of the step that is added next."""
         return self.work / f"{len(self.steps) + 1}-{name.replace(' ', '-')}"
-
-
-def digest(step: Step, work: Path, known: dict[str, str]) -> str:
-    """SHA-256 of all that decides a step's result; `known` has the digests of the base and of earlier steps by name."""
-    spec = msgspec.to_builtins(step.spec) if step.spec is not None else None
-    text = json.dumps([step.workflow, spec], sort_keys=True).replace(json.dumps(str(work))[1:-1], "WORK")
-    parts = [text, *(known.get(each, each) for each in step.inputs)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -6,21 +6,22 @@ measured. It is forked from a server that has the libraries imported: that takes
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
 
 from loraplex.build import progress
+from loraplex.build.exhaustion import disk_full, out_of_memory
 
 IMPORTS = [
     "olive.workflows",
@@ -65,6 +66,7 @@ def run_step(folder: Path, reports: Connection) -> None:
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
+    threading.Thread(target=_die_with_the_build, daemon=True).start()
     # AutoAWQ collects garbage hundreds of times, and the libraries are a million objects to look through.
     gc.freeze()
     # Olive takes names of files in the current folder for paths wherever they stand.
@@ -94,8 +96,8 @@ def _run(folder: Path, reports: Connection) -> None:
         peak_bytes=_peak_bytes(),
         peak_device_bytes=_peak_device_bytes(),
         error=_describe(error) if error is not None else "",
-        disk_full=_is(error, lambda each: isinstance(each, OSError) and each.errno == errno.ENOSPC),
-        out_of_memory=_is(error, lambda each: isinstance(each, MemoryError) or "OutOfMemory" in type(each).__name__),
+        disk_full=disk_full(error),
+        out_of_memory=out_of_memory(error),
     )
     (folder / OUTCOME).write_bytes(msgspec.json.encode(outcome))
 
@@ -108,13 +110,11 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or '(no message)').splitlines()[0]}"
 
 
-def _is(error: BaseException | None, test: Callable[[BaseException], bool]) -> bool:
-    """Whether an exception or one that it came from passes a test."""
-    while error is not None:
-        if test(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _die_with_the_build() -> None:
+    """A build that was killed cannot end its step, which would go on writing where the next one works."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _peak_bytes() -> int:

@@ -32,10 +32,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from loraplex.build.errors import StepFailed
+from loraplex.build.errors import StepFailed, first_line
+from loraplex.build.exhaustion import disk_full
+from loraplex.build.failure import lack_of_room, missing, reason, size
 from loraplex.build.fingerprint import fingerprint
 from loraplex.build.passes.registry import package_config
-from loraplex.build.plan import RECORD, SPEC, Plan, Step, digest
+from loraplex.build.plan import Plan
+from loraplex.build.planned_step import RECORD, SPEC, Step, digest
 from loraplex.build.progress import receive
 from loraplex.build.record import FinishedStep, StepRecord, folder_bytes
 from loraplex.build.step import IMPORTS, LOG, OUTCOME, PASSES, WORKFLOW, Outcome, run_step
@@ -45,11 +48,6 @@ _DIGEST = "digest.txt"
 _CHECKPOINTS = "checkpoints"
 _LINKED = 1_000_000
 """Bytes."""
-
-
-def has_steps(work: Path) -> bool:
-    """Whether a work folder holds steps of an earlier build."""
-    return any(work.glob(f"*/{WORKFLOW}"))
 
 
 def write_workflows(plan: Plan) -> None:
@@ -89,20 +87,34 @@ def run_steps(plan: Plan, command: str) -> list[StepRecord]:
     return records
 
 
-def place(bundle: Path, output: Path) -> None:
-    """Put a finished bundle where it was asked for. The work folder keeps its own, which shares the big files."""
+def place(bundle: Path, output: Path, command: str) -> None:
+    """Put a finished bundle where it was asked for. The work folder keeps its own, which shares the big files.
+
+    Raises StepFailed, with `command` as in `run_steps`; `output` is then what it was before.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
-        draft, replaced = Path(scratch) / "bundle", Path(scratch) / "replaced"
-        shutil.copytree(bundle, draft, copy_function=_link_or_copy)
-        if output.exists():
-            output.rename(replaced)
-        try:
-            draft.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+            _place(bundle, output, Path(scratch))
+    except (OSError, shutil.Error) as error:
+        free, needed = shutil.disk_usage(output.parent).free, folder_bytes(bundle)
+        why = f": {size(free)} are free, the bundle has {size(needed)}" if disk_full(error) else ""
+        raise StepFailed(
+            f"{output} cannot be written: {first_line(error)}{why}\n  again from here: {command}"
+        ) from error
+
+
+def _place(bundle: Path, output: Path, scratch: Path) -> None:
+    draft, replaced = scratch / "bundle", scratch / "replaced"
+    shutil.copytree(bundle, draft, copy_function=_link_or_copy)
+    if output.exists():
+        output.rename(replaced)
+    try:
+        draft.rename(output)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(output)
+        raise
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -120,14 +132,14 @@ def finished(step: Step, wanted: str) -> StepRecord | None:
         found = msgspec.json.decode((step.folder / RECORD).read_bytes(), type=FinishedStep)
     except (OSError, msgspec.MsgspecError):
         return None
-    return found.record if found.digest == wanted and not _missing(step) else None
+    return found.record if found.digest == wanted and not missing(step) else None
 
 
 def describe(record: StepRecord) -> str:
-    device = f", {_size(record.peak_device_bytes)} on the GPU" if record.peak_device_bytes else ""
+    device = f", {size(record.peak_device_bytes)} on the GPU" if record.peak_device_bytes else ""
     return (
-        f"{record.seconds:.1f} s, {_size(record.peak_bytes)} of memory at most{device}, "
-        f"{_size(record.output_bytes)} written"
+        f"{record.seconds:.1f} s, {size(record.peak_bytes)} of memory at most{device}, "
+        f"{size(record.output_bytes)} written"
     )
 
 
@@ -135,8 +147,9 @@ def _run(step: Step, wanted: str, title: str, command: str, console: Console) ->
     _clear(step, wanted)
     _write_workflow(step)
     (step.folder / _DIGEST).write_text(wanted)
-    log = step.folder / LOG
-    peak = 0
+    log, peak = step.folder / LOG, 0
+    if why := lack_of_room(step):
+        raise StepFailed(f"step {title} cannot run: {why}\n  again from here: {command}")
     with _process(step, console, title) as process:
         while process.is_alive():
             peak = max(peak, _resident(process.pid or 0))
@@ -144,8 +157,8 @@ def _run(step: Step, wanted: str, title: str, command: str, console: Console) ->
     outcome, status = None, process.exitcode
     with contextlib.suppress(OSError, msgspec.MsgspecError):
         outcome = msgspec.json.decode((step.folder / OUTCOME).read_bytes(), type=Outcome)
-    if reason := _reason(step, outcome, status, peak):
-        raise StepFailed(f"step {title} failed: {reason}\n  log: {log}\n  again from here: {command}")
+    if why := reason(step, outcome, status, peak):
+        raise StepFailed(f"step {title} failed: {why}\n  log: {log}\n  again from here: {command}")
     assert outcome is not None
     record = StepRecord(
         name=step.name,
@@ -158,30 +171,6 @@ def _run(step: Step, wanted: str, title: str, command: str, console: Console) ->
     draft.write_bytes(msgspec.json.format(msgspec.json.encode(FinishedStep(wanted, record))))
     draft.rename(step.folder / RECORD)
     return record
-
-
-def _reason(step: Step, outcome: Outcome | None, status: int | None, peak: int) -> str:
-    """Why a step failed, in one line; empty if it did not."""
-    if outcome is None:
-        memory = psutil.virtual_memory()
-        if status == -signal.SIGKILL:
-            return f"it was killed at {_size(peak)} of memory, this machine has {_size(memory.total)}: it needs more"
-        return f"its process ended with status {status}"
-    if outcome.disk_full:
-        free, base = shutil.disk_usage(step.folder).free, folder_bytes(Path(step.workflow["input_model"]["model_path"]))
-        return f"the disk is full: {_size(free)} are free, the step needs up to {_size(2 * base)}"
-    if outcome.out_of_memory:
-        device = f", {_size(outcome.peak_device_bytes)} on the GPU" if outcome.peak_device_bytes else ""
-        return f"out of memory at {_size(outcome.peak_bytes)}{device}: {outcome.error}"
-    if outcome.error:
-        return outcome.error
-    if missing := _missing(step):
-        return f"it ended without writing {step.result / missing}"
-    return ""
-
-
-def _missing(step: Step) -> str | None:
-    return next((name for name in step.files if not (step.result / name).is_file()), None)
 
 
 def _clear(step: Step, wanted: str) -> None:
@@ -262,7 +251,3 @@ def _show(reports: Connection, bars: Progress, task: TaskID, title: str) -> None
             shown = report.title
             bars.reset(task, description=f"{title} {shown}".strip())
         bars.update(task, completed=report.done, total=report.total or None)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 5e6 else f"{count / 1e6:.2f} MB"

@@ -50,11 +50,20 @@ def main(
 def _quantize(work: Path, group: int) -> Path:
     from awq import AutoAWQForCausalLM
 
+    from loraplex.build.passes.awq_search import Search
+
     words = tokenizer.load(work / "base")
     samples = [words.encode(text, add_special_tokens=False)[:512] for text in corpus.documents(512, seed=977)]
     model = AutoAWQForCausalLM.from_pretrained(str(work / "base"), torch_dtype=torch.float32, safetensors=True)
     config = {"zero_point": True, "q_group_size": group, "w_bit": 4, "version": "gemm", "modules_to_not_convert": []}
-    model.quantize(words, quant_config=config, calib_data=samples, max_calib_samples=128, max_calib_seq_len=512)
+    model.quantize(
+        words,
+        quant_config=config,
+        calib_data=samples,
+        max_calib_samples=128,
+        max_calib_seq_len=512,
+        quantizer_cls=Search,
+    )
     folder = work / f"awq{group}"
     model.save_quantized(str(folder))
     words.save_pretrained(folder)

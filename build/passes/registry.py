@@ -10,6 +10,7 @@ _ANY = {"supported_providers": ["*"], "supported_accelerators": ["*"], "supporte
 
 OURS = {
     "AwqOnCpu": "loraplex.build.passes.awq.AwqOnCpu",
+    "AwqOnCuda": "loraplex.build.passes.awq.AwqOnCuda",
     "AdapterLora": "loraplex.build.passes.training.AdapterLora",
     "AdapterQLora": "loraplex.build.passes.training.AdapterQLora",
     "AdapterConversion": "loraplex.build.passes.bundle.AdapterConversion",

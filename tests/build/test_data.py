@@ -31,6 +31,20 @@ def test_json_and_jsonl(form: str, tmp_path: Path) -> None:
     assert load("rows.json", tmp_path).texts() == ["See Rome: 3{}", "See Lima: 2.5{}"]
 
 
+def test_a_byte_order_mark_and_a_line_separator_in_a_text(tmp_path: Path) -> None:
+    lines = '\ufeff{"city": "a\u2028b", "days": 1}\r\n{"city": "c", "days": 2}\r\n'
+    (tmp_path / "rows.jsonl").write_bytes(lines.encode())
+    assert load("rows.jsonl", tmp_path, "{city}").texts() == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize("template", ["{city:>10d}", "{city!r}", "{city!z}"])
+def test_a_template_that_formats(template: str, tmp_path: Path) -> None:
+    problems = Problems(Path("recipe.yaml"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
+    assert load_rows("rows.jsonl", tmp_path, PATH, problems, text_template=template) is None
+    assert "write {column} alone" in problems.messages()[0]
+
+
 def test_a_url_that_fsspec_opens(tmp_path: Path) -> None:
     with fsspec.open("memory://rows.jsonl", "wt") as stream:
         stream.write(json.dumps(ROWS[0]))

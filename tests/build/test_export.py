@@ -191,6 +191,8 @@ def test_a_builder_that_fails_is_quoted(copy: Path, tmp_path: Path, capfd: pytes
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"architectures": ["Gemma3ForCausalLM"]}, "is Gemma3ForCausalLM; bundles can be made of Ernie"),
+        ({"architectures": ["SmolLM3ForCausalLM"]}, "is SmolLM3ForCausalLM; bundles can be made of Ernie"),
         ({"architectures": ["OlmoForCausalLM"]}, "is OlmoForCausalLM; bundles can be made of Ernie"),
         ({"architectures": None}, "is an unnamed architecture; bundles can be made of"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "scales RoPE by 'linear'"),

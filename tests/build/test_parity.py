@@ -93,6 +93,27 @@ LLAMA3 = {
             id="longrope",
         ),
         pytest.param("phi3", {"partial_rotary_factor": 0.5, "hidden_size": 128}, id="partial rotary"),
+        pytest.param(
+            "phi3",
+            {
+                "num_attention_heads": 1,
+                "num_key_value_heads": 1,
+                "partial_rotary_factor": 0.75,
+                "rope_parameters": LONGROPE
+                | {
+                    "partial_rotary_factor": 0.75,
+                    "short_factor": [1.0 + 0.05 * step for step in range(24)],
+                    "long_factor": [1.5 + 0.5 * step for step in range(24)],
+                },
+                "original_max_position_embeddings": 64,
+            },
+            id="Phi-4-mini",
+        ),
+        pytest.param(
+            "llama",
+            {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
+            id="SmolLM 2",
+        ),
     ],
 )
 def test_variant(family: Family, changes: dict[str, Any], tmp_path: Path) -> None:
