@@ -9,7 +9,6 @@ time, and prints a Markdown table: medians over the rounds.
 from __future__ import annotations
 
 import asyncio
-import platform
 import re
 import statistics
 import subprocess
@@ -17,11 +16,12 @@ import sys
 import time
 from importlib.resources import as_file, files
 from itertools import cycle, islice
-from pathlib import Path
 
 import httpx
 from cyclopts import App
 from msgspec import Struct, json
+
+from loraplex.bench.machine import processor
 
 PROMPTS = {
     "travel": "What should I see in Paris?",
@@ -113,14 +113,6 @@ async def run(url: str, rounds: int) -> str:
         f"{processor()}, {version['threads']} threads, lane {version['lane']}; {packages}; medians of {rounds} rounds.",
     ]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 @app.default

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import psutil
 
-from loraplex.bench.experiments.batched_lane import make_adapter
+from loraplex.bench.random_adapter import write_random
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.linear_operator import find_linear_operator, user_cache
 from loraplex.server.engine.messages import Sampling, Submit
 
 MEGABYTE = 1e6
+RANK = 16
 CASES = {
     "no adapters loaded": (0, 0, 0),
     "8 adapters loaded": (8, 0, 0),
@@ -43,8 +44,9 @@ def measure(arguments: argparse.Namespace) -> None:
     lane = BatchedLane(bundle.variant("generator"), threads=arguments.threads, prefill_chunk=0, operator=operator)
     loaded, streams, spread = CASES[arguments.case]
     for seed in range(loaded):
-        folder = Path(arguments.adapters)
-        lane.load_adapter(str(seed), folder, make_adapter(folder, bundle.manifest.base, seed))
+        folder = Path(arguments.adapters) / str(seed)
+        manifest = write_random(bundle.manifest.base, folder, str(seed), rank=RANK, seed=seed)
+        lane.load_adapter(str(seed), folder, manifest)
     peak = usage()
     for index in range(streams):
         ids = [5 + (7 * index + 3 * place) % 140 for place in range(arguments.prompt)]

@@ -1,0 +1,104 @@
+"""Ratios of ours against ours, in one run on one machine, beside those that were saved: what a change must not lose.
+
+    python -m loraplex.bench.baseline [--rounds 5] [--write]
+
+measures the demo bundle with eight streams and prints the ratios; --write saves them as the new baseline. Times differ
+from machine to machine, ratios little; time on the CPU is counted, so that busy neighbours matter little too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.resources import as_file, files
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from cyclopts import App
+from msgspec import Struct
+
+from loraplex.bench.engine_bench import Bench, LaneOptions
+from loraplex.bench.engine_table import rounds_by_case, share
+from loraplex.bench.machine import machine, versions
+from loraplex.bench.result import Run
+from loraplex.server.bundle import Bundle
+
+FILE = Path(__file__).with_name("baseline.json")
+STREAMS = 8
+DROP = 0.15
+"""Share of a saved ratio that may be lost before it is told."""
+
+app = App(help=__doc__)
+
+
+class Baseline(Struct, frozen=True):
+    """baseline.json."""
+
+    ratios: dict[str, float]
+    date: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+
+
+def measure(rounds: int) -> dict[str, float]:
+    """Output tokens for each second on the CPU, as ratios, medians over the rounds. Raises LoraplexError."""
+    with as_file(files("loraplex.adapters") / "demo") as folder:
+        bundle = Bundle.open(folder)
+        count = len(bundle.manifest.adapters)
+        bench = Bench(
+            bundle,
+            lanes=("batched", "generator"),
+            counts=(count,),
+            streams=(STREAMS,),
+            lengths=(64, 48),
+            options=LaneOptions(threads=1, device="cpu"),
+            http=True,
+            cpu_time=True,
+        )
+        runs = bench.run(rounds)
+    return ratios(runs, count)
+
+
+def ratios(runs: Sequence[Run], count: int) -> dict[str, float]:
+    """Of the cases that `measure` runs, with `count` adapters."""
+    found = rounds_by_case(runs)
+
+    def ratio(lane: str, over: str, adapters: int, other: tuple[str, str, int]) -> float:
+        return median(share(found[lane, over, adapters, STREAMS], found[(*other, STREAMS)]))
+
+    return {
+        "batched lane / generator lane": ratio("batched", "engine", count, ("generator", "engine", count)),
+        "adapters / base, batched lane": ratio("batched", "engine", count, ("batched", "engine", 0)),
+        "adapters / base, generator lane": ratio("generator", "engine", count, ("generator", "engine", 0)),
+        "HTTP / engine, batched lane": ratio("batched", "HTTP", count, ("batched", "engine", count)),
+    }
+
+
+def drops(found: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
+    """A line for each ratio that lost more than DROP of what was saved."""
+    return [
+        f"{name}: {value:.2f}, saved is {saved[name]:.2f}"
+        for name, value in found.items()
+        if name in saved and value < (1 - DROP) * saved[name]
+    ]
+
+
+def read_baseline() -> Baseline:
+    return msgspec.json.decode(FILE.read_bytes(), type=Baseline)
+
+
+@app.default
+def main(*, rounds: int = 5, write: bool = False) -> None:
+    """Measure, and print the ratios."""
+    found = measure(rounds)
+    saved = read_baseline().ratios if FILE.is_file() else {}
+    for name, value in found.items():
+        print(f"{name}: {value:.2f}" + (f" (saved: {saved[name]:.2f})" if name in saved else ""))
+    if write:
+        made = Baseline(found, f"{datetime.now():%Y-%m-%d}", machine(), versions())
+        FILE.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,93 @@
+"""`loraplex bench engine` on the demo bundle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from loraplex.bench.engine_table import tables
+from loraplex.bench.result_file import read
+from tests.bench.conftest import DEMO, Cli
+from tests.bench.runs import make_run
+
+SHORT = ("--input-len", "8", "--output-len", "4", "--rounds", "1", "--threads", "1", "--device", "cpu")
+
+
+def rows(out: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+
+
+def test_every_lane_is_measured_with_and_without_adapters(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("bench", "engine", DEMO, *SHORT, "--concurrency", "1", "3", "--json", tmp_path / "runs.json")
+    assert (ended.status, ended.err) == (0, "")
+    cases = {tuple(row[:4]) for row in rows(ended.out) if row[1] == "engine"}
+    lanes = ("batched", "generator")
+    assert cases == {(lane, "engine", streams, a) for lane in lanes for streams in "13" for a in ("base", "3")}
+    assert "plex, 8 prompt and 4 output tokens, the bundle's adapters; wall time" in ended.out
+    runs = read(tmp_path / "runs.json")
+    assert Counter(run.configuration.label for run in runs) == {
+        f"{lane}, {spread}": 2 for lane in lanes for spread in ("base", "3 adapters")
+    }
+    for run in runs:
+        assert {request.output_tokens for request in run.requests} == {4}
+        assert {request.input_tokens for request in run.requests} == {8}
+        assert all(0 < request.ttft < request.latency <= run.duration for request in run.requests)
+    mixed = next(run for run in runs if run.configuration.label == "batched, 3 adapters" and len(run.requests) == 3)
+    assert {request.model for request in mixed.requests} == {"travel", "tone", "json"}
+
+
+def test_random_adapters_take_the_place_of_the_bundles(cli: Cli, tmp_path: Path) -> None:
+    flags = ("--random-adapters", "4", "--adapters", "1", "5", "--modules", "q_proj", "v_proj", "--lane", "batched")
+    ended = cli("bench", "engine", DEMO, *SHORT, *flags, "--concurrency", "5", "--json", tmp_path / "runs.json")
+    assert (ended.status, ended.err) == (0, "")
+    assert "random adapters of rank 4 on q_proj, v_proj" in ended.out
+    names = [sorted({request.model for request in run.requests}) for run in read(tmp_path / "runs.json")]
+    assert sorted(names) == [["plex"], ["random-0"], [f"random-{index}" for index in range(5)]]
+    assert not list(DEMO.parent.glob(".bench-*"))
+
+
+@pytest.mark.slow
+def test_the_http_layer_is_measured_beside_the_engine(cli: Cli, tmp_path: Path) -> None:
+    flags = ("--lane", "batched", "--http", "--concurrency", "2", "--html", tmp_path / "page.html")
+    ended = cli("bench", "engine", DEMO, *SHORT, *flags)
+    assert (ended.status, ended.err) == (0, "")
+    assert "tokens/s over HTTP of the engine's (range)" in ended.out
+    assert [tuple(row[:3]) for row in rows(ended.out) if "**" in row[3]] == [
+        ("batched", "2", "base"),
+        ("batched", "2", "3"),
+    ]
+    assert "batched, 3 adapters, HTTP" in (tmp_path / "page.html").read_text()
+
+
+def test_shares_are_those_of_neighbours_in_a_round() -> None:
+    runs = []
+    for base, adapters in ((1.0, 0.9), (2.0, 1.6), (4.0, 3.8)):
+        for spread, speed in (("0", base), ("2", adapters)):
+            run = make_run(f"batched, {spread}", speed=speed, max_concurrency=4)
+            run.metadata = {"lane": "batched", "over": "engine", "spread": spread}
+            runs.append(run)
+    shares = [row for row in rows(tables(runs)) if "**" in row[4]]
+    assert shares == [["batched", "engine", "4", "2", "**0.90** (0.80 - 0.95)", "**0.90** (0.80 - 0.95)"]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--adapters", "4"), "the bundle has 3: have some made with --random-adapters RANK"),
+        (("--modules", "q_proj"), "--modules is for random adapters"),
+        (("--random-adapters", "2", "--modules", "qproj"), "--modules qproj: the base has"),
+        (("--input-len", "5000"), "--input-len and --output-len are 5048 together: the base takes"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(cli: Cli, flags: tuple[str, ...], message: str) -> None:
+    ended = cli("bench", "engine", DEMO, *flags)
+    assert ended.status == 2
+    assert message in ended.err
+
+
+def test_what_is_no_bundle_is_named(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("bench", "engine", tmp_path)
+    assert ended.status == 2
+    assert f"{tmp_path} is not a bundle: it has no bundle.json" in ended.err

@@ -1,0 +1,112 @@
+"""Other servers under the same requests: each is started for real, on a model of one layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from loraplex.bench.errors import ServerFailed
+from loraplex.bench.peers.comparison import Case, Comparison
+from loraplex.bench.peers.llamacpp import convert, llama_server
+from loraplex.bench.peers.model import ADAPTERS
+from loraplex.bench.peers.model import main as make_model
+from loraplex.bench.peers.olive_loop import olive_loop
+from loraplex.bench.peers.ours import loraplex
+from loraplex.bench.peers.peer import Peer, free_port, started
+from loraplex.bench.peers.transformers_peft import transformers_peft
+from loraplex.bench.result_file import read
+from loraplex.bench.wave import Ask, over_http, prompts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+TOOLS = {name: os.environ.get(name, "") for name in ("LLAMA_CPP", "LLAMA_QUANTIZE", "LLAMA_SERVER")}
+"""Where llama.cpp is, for those who have it."""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    make_model(folder, layers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours(work: Path) -> Iterator[Peer]:
+    with loraplex(work, threads=1, engine="generator") as peer:
+        yield peer
+
+
+def texts(peer: Peer, adapters: Sequence[int | None]) -> list[str]:
+    """Greedy answers to prompts that depend on the place in the list alone, asked for together."""
+    ids = prompts("test", len(adapters), 12, 300, 8192)
+    asks = [
+        Ask(peer.model(adapter), None, prompt, 6, peer.fields(adapter))
+        for adapter, prompt in zip(adapters, ids, strict=True)
+    ]
+    return [request.text for request in over_http(peer.url, asks).requests]
+
+
+def test_olives_loop_answers_as_the_generator_lane_does(work: Path, ours: Peer) -> None:
+    with olive_loop(work, threads=1) as peer:
+        assert texts(peer, [None, 0, 5]) == texts(ours, [None, 0, 5])
+        assert "one request at a time" in peer.describe()
+        assert "onnxruntime-genai" in peer.versions
+
+
+def test_a_row_of_transformers_batch_has_its_own_adapter(work: Path) -> None:
+    with transformers_peft(work, threads=1) as peer:
+        together = texts(peer, [None, 3, 3, 7])
+        alone = [texts(peer, (*[None] * place, adapter))[-1] for place, adapter in enumerate([None, 3, 3, 7])]
+        base = texts(peer, [None] * 4)
+    assert together == alone
+    assert together[0] == base[0]
+    assert together[1:] != base[1:]
+    assert {"transformers", "peft", "torch"} <= set(peer.versions)
+
+
+def test_servers_are_measured_side_by_side(work: Path, ours: Peer, tmp_path: Path) -> None:
+    cases = [Case("base", 1, 0, 8, 4), Case("2 adapters", 3, 2, 8, 4)]
+    with olive_loop(work, threads=1) as loop:
+        comparison = Comparison([ours, loop], cases, {loop.name: 8})
+        for _ in range(2):
+            comparison.round()
+        comparison.starve(0.5, 8, 4)
+        comparison.save(tmp_path)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in comparison.markdown().splitlines()]
+    assert [line[:2] for line in lines[2:5]] == [
+        ["base, 1 stream, 8+4", "loraplex"],
+        ["base, 1 stream, 8+4", "Olive's loop"],
+        ["2 adapters, 3 streams, 8+4", "loraplex"],
+    ]
+    assert {line[0] for line in lines if len(line) == 4} >= {"loraplex", "Olive's loop"}
+    assert "--engine generator" in comparison.provenance()
+    runs = read(tmp_path / "base-1-stream-8+4.json")
+    assert [run.configuration.label for run in runs] == ["loraplex", "loraplex", "Olive's loop", "Olive's loop"]
+    assert [run.totals.total_output_tokens for run in runs] == [4, 4, 4, 4]
+
+
+@pytest.mark.skipif(not all(TOOLS.values()), reason=f"{', '.join(TOOLS)} do not say where llama.cpp is")
+def test_llama_server_applies_one_adapter_at_a_time(work: Path) -> None:
+    convert(work, Path(TOOLS["LLAMA_CPP"]), Path(TOOLS["LLAMA_QUANTIZE"]))
+    with llama_server(work, Path(TOOLS["LLAMA_SERVER"]), threads=1) as peer:
+        answers = texts(peer, [None, *range(3)])
+        assert answers == [texts(peer, (*[None] * place, each))[-1] for place, each in enumerate([None, 0, 1, 2])]
+        assert [scale["scale"] for scale in peer.fields(2)["lora"]] == [0.0, 0.0, 1.0] + [0.0] * (ADAPTERS - 3)
+
+
+@pytest.mark.parametrize("start", [transformers_peft, olive_loop])
+def test_an_unknown_adapter_is_refused(work: Path, start: Callable[..., AbstractContextManager[Peer]]) -> None:
+    with start(work, threads=1) as peer, pytest.raises(ServerFailed, match="http_404: no model 'nobody'"):
+        over_http(peer.url, [Ask("nobody", None, [300], 2)])
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo no model here >&2; exit 3"]
+    with (
+        pytest.raises(ServerFailed, match=r"sh ended with status 3:\nno model here"),
+        started(command, f"http://127.0.0.1:{free_port()}", tmp_path / "log"),
+    ):
+        pytest.fail("it has started")
