@@ -18,10 +18,10 @@ import msgspec
 from cyclopts import App
 from msgspec import Struct
 
-from loraplex.bench.engine_bench import Bench, LaneOptions
-from loraplex.bench.engine_table import rounds_by_case, share
+from loraplex.bench.lanes.engine_bench import Bench, LaneOptions
+from loraplex.bench.lanes.engine_table import rounds_by_case, share
 from loraplex.bench.machine import machine, versions
-from loraplex.bench.result import Run
+from loraplex.bench.results.result import Run
 from loraplex.server.bundle import Bundle
 
 FILE = Path(__file__).with_name("baseline.json")

@@ -9,11 +9,11 @@ from typing import TypeVar
 from cyclopts import App
 
 from loraplex.bench.errors import OptionsInvalid, WorkloadInvalid
-from loraplex.bench.event_loop import run
-from loraplex.bench.options import Adapters, Cold, Data, Report, Traffic
-from loraplex.bench.sampling import Sampling
-from loraplex.bench.steps import Steps
-from loraplex.bench.target import Target
+from loraplex.bench.load.event_loop import run
+from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
+from loraplex.bench.load.sampling import Sampling
+from loraplex.bench.load.steps import Steps
+from loraplex.bench.load.target import Target
 from loraplex.server.errors import LoraplexError
 
 Result = TypeVar("Result")
@@ -38,9 +38,9 @@ def serve(
     Flags and files of results are those of `vllm bench serve`.
     """
     try:
-        from loraplex.bench.benchmark import Options, benchmark
-        from loraplex.bench.output import save
-        from loraplex.bench.summary import text
+        from loraplex.bench.load.benchmark import Options, benchmark
+        from loraplex.bench.results.output import save
+        from loraplex.bench.results.summary import text
     except ImportError as error:
         sys.exit(f"loraplex: {error}; install loraplex[bench]")
     options = Options(
@@ -79,10 +79,10 @@ def sweep(
     Each run is a JSON file in --result-dir, and sweep.json there is the summary.
     """
     try:
-        from loraplex.bench.benchmark import Options
-        from loraplex.bench.output import write_plots
-        from loraplex.bench.sweep import HEADER, SUMMARY, Point
-        from loraplex.bench.sweep import sweep as measure
+        from loraplex.bench.load.benchmark import Options
+        from loraplex.bench.load.sweep import HEADER, SUMMARY, Point
+        from loraplex.bench.load.sweep import sweep as measure
+        from loraplex.bench.results.output import write_plots
     except ImportError as error:
         sys.exit(f"loraplex: {error}; install loraplex[bench]")
     options = Options(
@@ -113,10 +113,10 @@ def sweep(
         sys.exit(1)
 
 
-bench.command("loraplex.bench.compare:compare", help="Put results side by side, as ratios to the first.")
+bench.command("loraplex.bench.results.compare:compare", help="Put results side by side, as ratios to the first.")
 bench.command("loraplex.bench.build:build", help="Put what builds cost side by side, step by step.")
-bench.command("loraplex.bench.scripted:http", help="Measure what the HTTP layer costs by itself.")
-bench.command("loraplex.bench.engine:engine", help="Measure lanes without HTTP: what adapters and HTTP cost.")
+bench.command("loraplex.bench.scripted.cost:http", help="Measure what the HTTP layer costs by itself.")
+bench.command("loraplex.bench.lanes.engine:engine", help="Measure lanes without HTTP: what adapters and HTTP cost.")
 
 
 def finish(work: Callable[[], Coroutine[None, None, Result]]) -> Result:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from loraplex.bench.result import Run
+from loraplex.bench.results.result import Run
 
 
 def provenance(run: Run) -> dict[str, str]:

@@ -8,8 +8,8 @@ from statistics import median
 
 from msgspec import Struct
 
-from loraplex.bench.measure import measured
-from loraplex.bench.result import Run
+from loraplex.bench.lanes.measure import measured
+from loraplex.bench.results.result import Run
 
 
 class Rounds(Struct, frozen=True):

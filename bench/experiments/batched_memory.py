@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from loraplex.bench.random_adapter import write_random
+from loraplex.bench.lanes.random_adapter import write_random
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.linear_operator import find_linear_operator, user_cache

@@ -21,10 +21,10 @@ import msgspec
 import uvloop
 from cyclopts import App, Parameter
 
-from loraplex.bench.client import opened
-from loraplex.bench.load import Measured, Tally, drive
+from loraplex.bench.load.client import opened
+from loraplex.bench.load.driver import Measured, Tally, drive
+from loraplex.bench.load.workload import Planned
 from loraplex.bench.machine import processor
-from loraplex.bench.workload import Planned
 
 CHUNK = {
     "id": "cmpl-0123456789abcdef",

@@ -33,11 +33,11 @@ import msgspec
 from cyclopts import App, Parameter
 from msgspec import Struct
 
+from loraplex.bench.load.options import Data
+from loraplex.bench.load.random_prompts import random_prompts
+from loraplex.bench.load.vocabulary import Vocabulary
 from loraplex.bench.machine import processor
-from loraplex.bench.options import Data
-from loraplex.bench.random_prompts import random_prompts
-from loraplex.bench.result_file import read
-from loraplex.bench.vocabulary import Vocabulary
+from loraplex.bench.results.result_file import read
 
 ADAPTERS = ("travel", "tone", "json")
 WARM_UPS = 24
@@ -162,7 +162,7 @@ def serving(bundle: Path, *, real: bool, pace: float) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "loraplex.bench.scripted_server",
+        "loraplex.bench.scripted.server",
         str(bundle),
         f"--engine-options=--seconds {pace}",
     ]

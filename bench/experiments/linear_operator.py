@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 
-from loraplex.bench.random_adapter import write_random
+from loraplex.bench.lanes.random_adapter import write_random
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.forward import Forward
 from loraplex.server.engine.linear_operator import INSTRUCTION_SETS, cpu_flags, find_linear_operator, user_cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from loraplex.bench.routed_model import GROUP
+from loraplex.bench.routed.model import GROUP
 from loraplex.build.adapter import convert
 from loraplex.build.assembly import PAGED, build_base
 from loraplex.build.builder import DATA

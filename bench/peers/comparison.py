@@ -12,16 +12,16 @@ from statistics import median
 
 from msgspec import Struct
 
-from loraplex.bench.benchmark import reckon
+from loraplex.bench.lanes.wave import Ask, over_http, prompts
+from loraplex.bench.load.benchmark import reckon
+from loraplex.bench.load.options import Report
 from loraplex.bench.machine import machine
-from loraplex.bench.options import Report
 from loraplex.bench.peers.model import SHAPE, SPECIAL
 from loraplex.bench.peers.peer import Peer
 from loraplex.bench.peers.starvation import Starvation, starve
-from loraplex.bench.result import Configuration, Run
-from loraplex.bench.result_file import write
+from loraplex.bench.results.result import Configuration, Run
+from loraplex.bench.results.result_file import write
 from loraplex.bench.table import markdown
-from loraplex.bench.wave import Ask, over_http, prompts
 
 
 class Case(Struct, frozen=True):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from loraplex.bench.client import opened
 from loraplex.bench.errors import ServerFailed
-from loraplex.bench.event_loop import run
-from loraplex.bench.result import Request
-from loraplex.bench.wave import TIMEOUT, Ask, planned
+from loraplex.bench.lanes.wave import TIMEOUT, Ask, planned
+from loraplex.bench.load.client import opened
+from loraplex.bench.load.event_loop import run
+from loraplex.bench.results.result import Request
 
 LOAD_STREAMS = 4
 """Half of the slots that servers have here, so that it is not for want of one that the other adapter waits."""

@@ -29,8 +29,8 @@ from cyclopts import App
 
 from loraplex.bench.peers import vllm_engine
 from loraplex.bench.peers.awq_model import Model
-from loraplex.bench.routed_http import server, wave
-from loraplex.bench.routed_load import Load, Result, median
+from loraplex.bench.routed.http import server, wave
+from loraplex.bench.routed.load import Load, Result, median
 from loraplex.server.bundle import read_adapter_manifest
 from loraplex.server.engine.expansion import expand
 from loraplex.server.engine.lora_operator import find_operator

@@ -112,8 +112,7 @@ class UnloadAdapter(Struct, tag=True, frozen=True):
 
 
 class PinAdapter(Struct, tag=True, frozen=True):
-    """Never take an adapter's place in the model for another's, or do so again; unknown ones are ignored. Not answered.
-    """
+    """Never give an adapter's place in the model to another, or do so again; unknown ones are ignored. Not answered."""
 
     name: str
     pinned: bool

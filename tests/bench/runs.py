@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loraplex.bench.benchmark import reckon
-from loraplex.bench.load import Measured
-from loraplex.bench.options import Report
-from loraplex.bench.result import ClientCost, Configuration, Request, Run
+from loraplex.bench.load.benchmark import reckon
+from loraplex.bench.load.driver import Measured
+from loraplex.bench.load.options import Report
+from loraplex.bench.results.result import ClientCost, Configuration, Request, Run
 
 
 def make_run(

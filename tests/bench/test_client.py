@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from loraplex.bench.client import opened
-from loraplex.bench.load import Tally, drive
-from loraplex.bench.result import Request as Result
-from loraplex.bench.workload import Planned
+from loraplex.bench.load.client import opened
+from loraplex.bench.load.driver import Tally, drive
+from loraplex.bench.load.workload import Planned
+from loraplex.bench.results.result import Request as Result
 from tests.bench.scripted_server import PROMPT_TOKENS, Scripted, event, piece
 
 TOKENS = 6

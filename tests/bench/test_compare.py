@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from loraplex.bench.result import Run
-from loraplex.bench.result_file import write
+from loraplex.bench.results.result import Run
+from loraplex.bench.results.result_file import write
 from tests.bench.conftest import Cli
 from tests.bench.runs import make_run
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.bench.dataset import load_prompts
 from loraplex.bench.errors import OptionsInvalid, WorkloadInvalid
-from loraplex.bench.options import Data
-from loraplex.bench.prompt import Prompt
-from loraplex.bench.trace import BLOCK
-from loraplex.bench.vocabulary import Vocabulary
+from loraplex.bench.load.dataset import load_prompts
+from loraplex.bench.load.options import Data
+from loraplex.bench.load.prompt import Prompt
+from loraplex.bench.load.trace import BLOCK
+from loraplex.bench.load.vocabulary import Vocabulary
 from tests.bench.conftest import DEMO
 
 ARRIVAL = '{"timestamp": %d, "input_length": %d, "output_length": 1%s}'

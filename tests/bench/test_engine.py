@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.bench.engine_table import tables
-from loraplex.bench.result_file import read
+from loraplex.bench.lanes.engine_table import tables
+from loraplex.bench.results.result_file import read
 from tests.bench.conftest import DEMO, Cli
 from tests.bench.runs import make_run
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from loraplex.bench.errors import ServerFailed
+from loraplex.bench.lanes.wave import Ask, over_http, prompts
 from loraplex.bench.peers.comparison import Case, Comparison
 from loraplex.bench.peers.llamacpp import convert, llama_server
 from loraplex.bench.peers.model import ADAPTERS
@@ -18,8 +19,7 @@ from loraplex.bench.peers.olive_loop import olive_loop
 from loraplex.bench.peers.ours import loraplex
 from loraplex.bench.peers.peer import Peer, free_port, started
 from loraplex.bench.peers.transformers_peft import transformers_peft
-from loraplex.bench.result_file import read
-from loraplex.bench.wave import Ask, over_http, prompts
+from loraplex.bench.results.result_file import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TOOLS = {name: os.environ.get(name, "") for name in ("LLAMA_CPP", "LLAMA_QUANTIZE", "LLAMA_SERVER")}

@@ -8,8 +8,8 @@ import time
 
 from rich.console import Console
 
-from loraplex.bench import progress
-from loraplex.bench.load import Tally
+from loraplex.bench.load import progress
+from loraplex.bench.load.driver import Tally
 
 
 async def test_the_table_follows_the_run() -> None:

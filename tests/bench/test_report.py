@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.bench.report import write_report
-from loraplex.bench.result import ColdLoad, Run
-from loraplex.bench.result_file import read, write
+from loraplex.bench.results.report import write_report
+from loraplex.bench.results.result import ColdLoad, Run
+from loraplex.bench.results.result_file import read, write
 from tests.bench.runs import make_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "line", "circle"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loraplex.bench.errors import ResultInvalid
-from loraplex.bench.result import (
+from loraplex.bench.results.result import (
     ClientCost,
     ColdLoad,
     Configuration,
@@ -18,8 +18,8 @@ from loraplex.bench.result import (
     Run,
     TokenCheck,
 )
-from loraplex.bench.result_file import document, read, write
-from loraplex.bench.statistics import summarize, timeline
+from loraplex.bench.results.result_file import document, read, write
+from loraplex.bench.results.statistics import summarize, timeline
 
 # What `vllm bench serve --save-result --percentile-metrics ttft,tpot,itl,e2el --max-concurrency 8` writes: `main_async`
 # and `benchmark` in vllm/benchmarks/serve.py at commit 009e6d4a1cd6ba3fb2a9fc00f4ec06f5297232a1.

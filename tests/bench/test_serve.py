@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.bench.result_file import read
+from loraplex.bench.results.result_file import read
 from tests.bench.conftest import DEMO, Cli
 from tests.bench.scripted_server import PROMPT_TOKENS, Scripted
 from tests.server.process import ServerProcess

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from loraplex.bench.result import Distribution, Fairness, Request, TokenCheck
-from loraplex.bench.statistics import (
+from loraplex.bench.results.result import Distribution, Fairness, Request, TokenCheck
+from loraplex.bench.results.statistics import (
     check_tokens,
     chunks,
     distribution,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from loraplex.bench.stream import Answer, Usage
+from loraplex.bench.load.stream import Answer, Usage
 
 
 def event(chunk: dict[str, Any], newline: str = "\n") -> bytes:

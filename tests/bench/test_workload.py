@@ -10,14 +10,14 @@ from statistics import mean, pstdev
 
 import pytest
 
-from loraplex.bench.arrivals import arrivals, rates
 from loraplex.bench.errors import OptionsInvalid
-from loraplex.bench.mix import assign
-from loraplex.bench.options import Adapters, Data, Traffic
-from loraplex.bench.prompt import Prompt
-from loraplex.bench.sampling import Sampling
-from loraplex.bench.target import Target
-from loraplex.bench.workload import Workload
+from loraplex.bench.load.arrivals import arrivals, rates
+from loraplex.bench.load.mix import assign
+from loraplex.bench.load.options import Adapters, Data, Traffic
+from loraplex.bench.load.prompt import Prompt
+from loraplex.bench.load.sampling import Sampling
+from loraplex.bench.load.target import Target
+from loraplex.bench.load.workload import Workload
 
 NAMES = ["a", "b", "c"]
 

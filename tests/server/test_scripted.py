@@ -23,7 +23,7 @@ IDS: list[int] = TOKENIZER.encode(TEXT, add_special_tokens=False).ids
 
 
 def scripted(log: Path, engine_options: str) -> AbstractContextManager[ServerProcess]:
-    command = [sys.executable, "-m", "loraplex.bench.scripted_server", str(DEMO), "--port", "0", "--max-running", "64"]
+    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0", "--max-running", "64"]
     return started([*command, f"--engine-options={engine_options}"], log)
 
 
@@ -148,7 +148,17 @@ def test_who_leaves_is_forgotten(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_measures_both_servers_under_every_load() -> None:
-    command = [sys.executable, "-m", "loraplex.bench.scripted", "--streams", "8", "--tokens", "40", "--rounds", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "loraplex.bench.scripted.cost",
+        "--streams",
+        "8",
+        "--tokens",
+        "40",
+        "--rounds",
+        "1",
+    ]
     result = subprocess.run([*command, "--rates", "400"], capture_output=True, text=True, timeout=110)
     assert result.returncode == 0, result.stderr
     rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines() if re.match(r"\| (as|\d)", line)]

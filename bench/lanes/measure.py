@@ -1,0 +1,87 @@
+"""The figures of a run by their key in the JSON file: what they are called, and whether more of it is better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from loraplex.bench.results.result import METRICS, Run
+from loraplex.bench.results.result_file import document
+
+
+class Measure(Struct, frozen=True):
+    """One figure."""
+
+    title: str
+    unit: str
+    higher: bool
+    """Whether the higher is the better."""
+
+
+_STATISTICS = {
+    "mean": "mean",
+    "median": "median",
+    "p50": "p50",
+    "p90": "p90",
+    "p95": "p95",
+    "p99": "p99",
+    "p99.9": "p99.9",
+}
+MEASURES: dict[str, Measure] = {
+    "output_throughput": Measure("output tokens/s", "", True),
+    "total_token_throughput": Measure("total tokens/s", "", True),
+    "request_throughput": Measure("requests/s", "", True),
+    "request_goodput": Measure("goodput, requests/s", "", True),
+    "max_output_tokens_per_s": Measure("output tokens in the best second", "", True),
+    **{
+        f"{statistic}_{metric}_ms": Measure(f"{metric.upper()} {title}", "ms", False)
+        for metric in METRICS
+        for statistic, title in _STATISTICS.items()
+    },
+    "jain_stream_rate": Measure("fairness of tokens/s", "", True),
+    "jain_mean_ttft": Measure("fairness of TTFT", "", True),
+    "ttft_spread": Measure("slowest / fastest adapter's TTFT", "", False),
+    "cold_load_ms": Measure("loading an adapter", "ms", False),
+    "cold_ttft_ms": Measure("first TTFT after a load", "ms", False),
+    "switch_ms": Measure("first use of an adapter", "ms", False),
+    "failed": Measure("failed requests", "", False),
+}
+"""In the order in which they are shown."""
+BRIEF = (
+    "output_throughput",
+    "request_throughput",
+    "request_goodput",
+    *(f"{statistic}_{metric}_ms" for metric in METRICS for statistic in ("median", "p90", "p99")),
+    "jain_stream_rate",
+    "ttft_spread",
+    "cold_load_ms",
+    "switch_ms",
+    "failed",
+)
+"""Those that a table shows unless asked for more."""
+
+
+def measured(run: Run) -> dict[str, float]:
+    """Every figure that the run has, in the order of MEASURES."""
+    written = document(run, detailed=False)
+    found: dict[str, Any] = written | written["fairness"] | _cold(run)
+    return {key: float(found[key]) for key in MEASURES if found.get(key) is not None}
+
+
+def text(value: float) -> str:
+    """Three digits, no exponent; what is over a thousand in full."""
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def _cold(run: Run) -> dict[str, float]:
+    """Medians over the adapters that were loaded anew."""
+    if not run.cold:
+        return {}
+    loads = sorted(1000 * each.load_seconds for each in run.cold)
+    firsts = sorted(each.cold_ttft_ms for each in run.cold)
+    switches = sorted(each.switch_ms for each in run.cold)
+    middle = len(run.cold) // 2
+    return {"cold_load_ms": loads[middle], "cold_ttft_ms": firsts[middle], "switch_ms": switches[middle]}

@@ -1,0 +1,162 @@
+"""One run, from the flags to its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from loraplex.bench.errors import ServerFailed
+from loraplex.bench.load.client import Client, opened
+from loraplex.bench.load.cold import measure_cold, paths
+from loraplex.bench.load.dataset import load_prompts
+from loraplex.bench.load.discovery import model_of, version_of, wait_until_ready
+from loraplex.bench.load.driver import Measured, Tally, drive, warm_up
+from loraplex.bench.load.flags import pairs
+from loraplex.bench.load.mix import assign
+from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
+from loraplex.bench.load.progress import shown
+from loraplex.bench.load.sampling import Sampling
+from loraplex.bench.load.target import Target
+from loraplex.bench.load.vocabulary import Vocabulary
+from loraplex.bench.load.workload import Planned, Workload, mix_of
+from loraplex.bench.machine import machine
+from loraplex.bench.results import statistics
+from loraplex.bench.results.output import command_line
+from loraplex.bench.results.result import ColdLoad, Configuration, Request, Run, Summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """All flags of one run."""
+
+    target: Target = field(default_factory=Target)
+    data: Data = field(default_factory=Data)
+    traffic: Traffic = field(default_factory=Traffic)
+    sampling: Sampling = field(default_factory=Sampling)
+    adapters: Adapters = field(default_factory=Adapters)
+    report: Report = field(default_factory=Report)
+    cold: Cold = field(default_factory=Cold)
+
+
+def check(options: Options) -> None:
+    """What can be known to be wrong without the server. Raises OptionsInvalid."""
+    report = options.report
+    _ = report.metrics, report.percentiles, report.objectives, pairs(report.metadata, "--metadata")
+    _ = options.target.headers, options.target.extra, paths(options.cold), mix_of(options.adapters)
+    if options.adapters.adapters or options.adapters.adapter_mix:
+        assign(mix_of(options.adapters), options.adapters.adapters, 1, options.data.seed)
+    options.traffic.check(options.data)
+
+
+async def benchmark(options: Options) -> Run:
+    """Send the requests and reckon. Raises OptionsInvalid and WorkloadInvalid before, ServerFailed."""
+    check(options)
+    target, data, traffic = options.target, options.data, options.traffic
+    name, model = await model_of(target)
+    vocabulary = _vocabulary(data, model)
+    timed = traffic.self_timed is not False
+    prompts = load_prompts(data, vocabulary, timed=timed, chat=target.chat)
+    workload = Workload(target, data, options.sampling, options.adapters, name)
+    plan = workload.plan(prompts, traffic)
+    async with opened(
+        target.url + target.path, target.headers, target.request_timeout, insecure=target.insecure
+    ) as client:
+        measured = await _run(client, plan, options)
+        cold: list[ColdLoad] = []
+        if options.cold.cold:
+            cold = await measure_cold(client, workload, prompts, target, options.cold)
+    count_tokens(measured.requests, vocabulary)
+    configuration = Configuration(
+        date=datetime.now().strftime("%Y%m%d-%H%M%S"),
+        backend=target.backend,
+        label=options.report.label,
+        model_id=model,
+        tokenizer_id=vocabulary.source if vocabulary else None,
+        num_prompts=data.num_prompts,
+        request_rate=traffic.request_rate,
+        burstiness=traffic.burstiness,
+        max_concurrency=traffic.max_concurrency,
+        ramp_up_strategy=traffic.ramp_up_strategy,
+        ramp_up_start_rps=traffic.ramp_up_start_rps,
+        ramp_up_end_rps=traffic.ramp_up_end_rps,
+        command=command_line(target.api_key, options.cold.admin_key, *target.headers.values()),
+        url=target.url + target.path,
+        server=await version_of(target),
+        machine=machine(),
+        dataset=data.dataset_name,
+        seed=data.seed,
+        adapters=list(dict.fromkeys([*options.adapters.adapters, *(each.model for each in plan)])),
+        adapter_mix=mix_of(options.adapters) if options.adapters.adapters or options.adapters.adapter_mix else "",
+        goodput=options.report.objectives,
+    )
+    return reckon(configuration, measured, options.report, cold)
+
+
+def reckon(configuration: Configuration, measured: Measured, report: Report, cold: Sequence[ColdLoad] = ()) -> Run:
+    """Every figure of a run, from its requests."""
+    requests, duration = measured.requests, measured.duration
+    of_model: dict[str, list[Request]] = {name: [] for name in configuration.adapters}
+    for each in requests:
+        of_model.setdefault(each.model, []).append(each)
+
+    def summary(some: Sequence[Request]) -> Summary:
+        return statistics.summarize(
+            some,
+            duration,
+            metrics=report.metrics,
+            percentiles=report.percentiles,
+            objectives=report.objectives,
+        )
+
+    return Run(
+        configuration=configuration,
+        metadata=pairs(report.metadata, "--metadata"),
+        duration=duration,
+        totals=summary(requests),
+        adapters={name: summary(some) for name, some in of_model.items()},
+        fairness=statistics.fairness(requests),
+        tokens=statistics.check_tokens(requests),
+        client=measured.cost,
+        timeline=statistics.timeline(requests, duration),
+        cold=list(cold),
+        rate_changes=measured.rate_changes,
+        requests=requests,
+    )
+
+
+def count_tokens(requests: Sequence[Request], vocabulary: Vocabulary | None) -> None:
+    """Where the server sent no usage: by the tokenizer, or one a chunk where there is none."""
+    for each in requests:
+        if each.usage_tokens is None and each.error_kind is None:
+            each.output_tokens = len(vocabulary.encode(each.text)) if vocabulary else statistics.chunks(each)
+
+
+async def _run(client: Client, plan: Sequence[Planned], options: Options) -> Measured:
+    traffic, patience = options.traffic, options.target.ready_check_timeout_sec
+    if patience:
+        await wait_until_ready(client, plan[0], patience)
+    if traffic.num_warmups:
+        await warm_up(client, plan, traffic.num_warmups, traffic.max_concurrency)
+    tally = Tally()
+    console = Console(stderr=True, quiet=options.report.disable_tqdm)
+    async with shown(tally, console):
+        measured = await drive(client, plan, traffic.max_concurrency, tally)
+    refused = [each for each in measured.requests if each.error_kind == "connection"]
+    if len(refused) == len(plan):
+        raise ServerFailed(f"{options.target.url} cannot be reached: {refused[0].error}")
+    return measured
+
+
+def _vocabulary(data: Data, model: str) -> Vocabulary | None:
+    """The tokenizer of the flags, or that of the model where the dataset needs one or the model is a folder."""
+    if data.skip_tokenizer_init:
+        return None
+    if data.tokenizer is not None:
+        return Vocabulary(data.tokenizer)
+    if data.dataset_name in ("random", "prefix_repetition", "trace", "timed_trace") or Path(model).is_dir():
+        return Vocabulary(model)
+    return None

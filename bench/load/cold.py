@@ -1,0 +1,114 @@
+"""What it takes to bring an adapter in: unload it, load it, ask it, on a server that otherwise rests.
+
+Peers report none of this. It needs the server's management API: PUT and DELETE /v1/adapters/NAME of ours, or vLLM's
+/v1/load_lora_adapter and /v1/unload_lora_adapter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import cycle
+from statistics import median
+
+import aiohttp
+import msgspec
+
+from loraplex.bench.errors import OptionsInvalid, ServerFailed
+from loraplex.bench.load.client import Client
+from loraplex.bench.load.options import Cold
+from loraplex.bench.load.prompt import Prompt
+from loraplex.bench.load.target import Target
+from loraplex.bench.load.workload import Workload
+from loraplex.bench.results.result import ColdLoad
+
+RESIDENT = 5
+"""Requests whose median TTFT is the resident one."""
+
+
+def paths(cold: Cold) -> dict[str, str]:
+    """By adapter, where the server loads it from. Raises OptionsInvalid."""
+    found = {}
+    for each in cold.cold:
+        name, equals, path = each.partition("=")
+        if not name or (equals and not path):
+            raise OptionsInvalid(f"--cold {each} is not NAME or NAME=PATH")
+        found[name] = path or name
+    return found
+
+
+async def measure_cold(
+    client: Client, workload: Workload, prompts: Sequence[Prompt], target: Target, cold: Cold
+) -> list[ColdLoad]:
+    """`--cold-rounds` measurements of each adapter. Every request has a prompt of its own, as far as there are enough.
+
+    Raises ServerFailed where an adapter cannot be loaded, unloaded or asked.
+    """
+    loads = []
+    questions = cycle(prompts)
+    async with _managing(target, cold) as management:
+        for _ in range(cold.cold_rounds):
+            for name, path in paths(cold).items():
+                await management.unload(name)
+                seconds = await management.load(name, path)
+                first = await _ttft(client, workload, questions, name)
+                resident = [await _ttft(client, workload, questions, name) for _ in range(RESIDENT)]
+                loads.append(ColdLoad(name, seconds, first * 1000, median(resident) * 1000))
+    return loads
+
+
+async def _ttft(client: Client, workload: Workload, questions: Iterator[Prompt], model: str) -> float:
+    answer = await client.ask(model, workload.body(next(questions), model), time.perf_counter())
+    if answer.error_kind is not None:
+        raise ServerFailed(f"{model} does not answer: {answer.error_kind}: {answer.error}")
+    return answer.ttft
+
+
+class _Management:
+    """Loads and unloads adapters."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, *, vllm: bool) -> None:
+        self._session = session
+        self._url = url
+        self._vllm = vllm
+
+    async def load(self, name: str, path: str) -> float:
+        """Seconds that it took."""
+        if self._vllm:
+            return await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
+        return await self._call("PUT", f"/v1/adapters/{name}", {"path": path})
+
+    async def unload(self, name: str) -> None:
+        """Of an adapter that is not loaded too."""
+        if self._vllm:
+            await self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, missing=True)
+        else:
+            await self._call("DELETE", f"/v1/adapters/{name}", None, missing=True)
+
+    async def _call(self, method: str, path: str, body: dict[str, str] | None, *, missing: bool = False) -> float:
+        """`missing`: the adapter may not be there."""
+        start = time.perf_counter()
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._session.request(method, self._url + path, data=content) as response:
+                answer = await response.text()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ServerFailed(f"{method} {path}: {str(error) or type(error).__name__}") from None
+        if response.status >= 400 and not (missing and response.status == 404):
+            raise ServerFailed(
+                f"{method} {path} answered {response.status}: {answer.strip()[:500]}; --cold needs --admin-key, and a "
+                "server that may load adapters from there"
+            )
+        return time.perf_counter() - start
+
+
+@asynccontextmanager
+async def _managing(target: Target, cold: Cold) -> AsyncIterator[_Management]:
+    headers = {"content-type": "application/json"} | target.headers
+    if cold.admin_key:
+        headers["authorization"] = f"Bearer {cold.admin_key}"
+    connector = aiohttp.TCPConnector(ssl=not target.insecure)
+    timeout = aiohttp.ClientTimeout(total=target.request_timeout)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers, trust_env=True) as session:
+        yield _Management(session, target.url, vllm=cold.cold_api == "vllm")

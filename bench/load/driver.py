@@ -1,0 +1,108 @@
+"""Sends the requests of a workload at their times and gathers what came."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import datetime
+
+from msgspec import Struct, field
+
+from loraplex.bench.load.client import Client
+from loraplex.bench.load.workload import Planned
+from loraplex.bench.results.result import ClientCost, RateChange, Request
+
+
+class Tally(Struct):
+    """How far a run is; progress shows it while the run changes it."""
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    chunks: int = 0
+    """With tokens."""
+    ttfts: list[float] = field(default_factory=list)
+    """Seconds, of the requests that are done."""
+    began: float = 0.0
+    """time.perf_counter()."""
+
+    def count(self, chunks: int) -> None:
+        self.chunks += chunks
+
+
+class Measured(Struct, frozen=True):
+    requests: list[Request]
+    """In the order of the plan."""
+    duration: float
+    """Seconds from the first request's time to the last one's end."""
+    cost: ClientCost
+    rate_changes: list[RateChange]
+
+
+async def drive(client: Client, plan: Sequence[Planned], concurrency: int | None, tally: Tally) -> Measured:
+    """Send every request at its time, at most `concurrency` at once; the others wait in the client, in order."""
+    places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
+    gc.collect()
+    gc.freeze()  # what the workload made need not be looked at again during the run
+    tally.total = len(plan)
+    changes: list[RateChange] = []
+    processor = time.process_time()
+    tally.began = began = time.perf_counter()
+
+    async def send(planned: Planned) -> Request:
+        due = time.perf_counter()
+        async with places:
+            tally.running += 1
+            request = await client.ask(planned.model, planned.body, began, tally.count, planned.request_id)
+            tally.running -= 1
+        request.queue = request.start + began - due
+        request.input_tokens = request.input_tokens or planned.input_tokens
+        tally.done += 1
+        if request.error_kind is None:
+            tally.ttfts.append(request.ttft)
+        else:
+            tally.failed += 1
+        return request
+
+    tasks = []
+    for planned in plan:
+        wait = began + planned.at - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        if planned.rate is not None:
+            _note(changes, planned.rate)
+        tasks.append(asyncio.create_task(send(planned)))
+    try:
+        requests = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        gc.unfreeze()
+    duration = time.perf_counter() - began
+    cost = ClientCost(time.process_time() - processor, duration, tally.chunks)
+    return Measured(requests, duration, cost, changes)
+
+
+async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurrency: int | None) -> None:
+    """Send `count` requests that nobody counts, to every model of the plan in turn."""
+    first = list({each.model: each for each in reversed(plan)}.values())[::-1]
+    places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
+
+    async def send(planned: Planned) -> None:
+        async with places:
+            await client.ask(planned.model, planned.body, time.perf_counter())
+
+    await asyncio.gather(*(send(first[index % len(first)]) for index in range(count)))
+
+
+def _note(changes: list[RateChange], rate: float) -> None:
+    """vLLM's `rps_change_events`: an entry for each whole number of requests a second that the rate has come to."""
+    now = datetime.now().isoformat()
+    reached = int(rate)
+    if not changes:
+        changes.append(RateChange(reached, now))
+    changes.extend(RateChange(rps, now) for rps in range(changes[-1].rps + 1, reached + 1))

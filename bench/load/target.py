@@ -1,0 +1,87 @@
+"""The flags that say which server is under load, and how requests reach it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from loraplex.bench.load.flags import Flag, NotNegative, OverZero, Several, json_object, pairs
+
+Backend = Literal["openai", "vllm", "openai-chat"]
+ENDPOINTS: dict[Backend, str] = {
+    "openai": "/v1/completions",
+    "vllm": "/v1/completions",
+    "openai-chat": "/v1/chat/completions",
+}
+
+
+@Parameter(name="*", group="Server")
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The server under load."""
+
+    base_url: str | None = None
+    "Of the server, without /v1; instead of --host and --port."
+
+    host: str = "127.0.0.1"
+    "Where the server listens."
+
+    port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] = 8000
+    "Its port."
+
+    backend: Annotated[Backend, Parameter(alias="--endpoint-type")] = "openai"
+    "openai and vllm send prompts to /v1/completions, openai-chat to /v1/chat/completions."
+
+    endpoint: str | None = None
+    "Path of the requests; that of the backend unless given."
+
+    model: str | None = None
+    "What is served, for the results and the tokenizer; the first of /v1/models unless given."
+
+    served_model_name: str | None = None
+    "Its name in requests; --model unless given."
+
+    header: Several = ()
+    "KEY=VALUE of each header to send besides."
+
+    api_key: Annotated[str | None, Parameter(env_var="OPENAI_API_KEY")] = None
+    "Sent as a bearer token."
+
+    insecure: Flag = False
+    "Take any TLS certificate."
+
+    ready_check_timeout_sec: NotNegative = 0
+    "Wait as long for a first answer before the run; 0 does not ask."
+
+    request_timeout: OverZero = 6 * 60 * 60
+    "Seconds after which a request has failed."
+
+    extra_body: str | None = None
+    "JSON object with fields to send in every request."
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.base_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @property
+    def path(self) -> str:
+        return self.endpoint or ENDPOINTS[self.backend]
+
+    @property
+    def chat(self) -> bool:
+        return self.backend == "openai-chat"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Raises OptionsInvalid."""
+        made = {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return made | {key.lower(): value for key, value in pairs(self.header, "--header").items()}
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Raises OptionsInvalid."""
+        return json_object(self.extra_body, "--extra-body")

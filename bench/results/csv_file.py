@@ -1,0 +1,53 @@
+"""A run as CSV: a row for each request, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from loraplex.bench.results.result import Run
+from loraplex.bench.results.statistics import chunks, tpot
+
+COLUMNS = (
+    "model",
+    "start_s",
+    "queue_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "itl_mean_ms",
+    "itl_max_ms",
+    "e2el_ms",
+    "input_tokens",
+    "output_tokens",
+    "chunks",
+    "finish_reason",
+    "error_kind",
+    "error",
+)
+
+
+def write(run: Run, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for each in run.requests:
+            itls = each.itls
+            rows.writerow(
+                (
+                    each.model,
+                    f"{each.start:.6f}",
+                    f"{each.queue * 1000:.3f}",
+                    f"{each.ttft * 1000:.3f}",
+                    f"{tpot(each) * 1000:.3f}",
+                    f"{sum(itls) / len(itls) * 1000:.3f}" if itls else "",
+                    f"{max(itls) * 1000:.3f}" if itls else "",
+                    f"{each.latency * 1000:.3f}",
+                    each.input_tokens,
+                    each.output_tokens,
+                    chunks(each),
+                    each.finish_reason or "",
+                    each.error_kind or "",
+                    each.error,
+                )
+            )

@@ -1,0 +1,54 @@
+"""Where a run is written to."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from loraplex.bench.load.options import Report
+from loraplex.bench.results import csv_file, result_file
+from loraplex.bench.results.result import Configuration, Run
+
+
+def save(run: Run, report: Report) -> list[Path]:
+    """Write every file that the flags ask for; returns them. Raises OSError."""
+    written = write_plots([run], report)
+    if report.save_result or report.append_result:
+        path = report.result_dir / (report.result_filename or file_name(run.configuration))
+        result_file.write(run, path, detailed=report.save_detailed, append=report.append_result)
+        written.append(path)
+    if report.csv is not None:
+        csv_file.write(run, report.csv)
+        written.append(report.csv)
+    return written
+
+
+def write_plots(runs: Sequence[Run], report: Report) -> list[Path]:
+    """The page and the plots of all runs, where they are asked for."""
+    if report.html is None and report.plots is None:
+        return []
+    from loraplex.bench.results.report import write_report  # matplotlib takes a second
+
+    write_report(runs, html=report.html, plots=report.plots)
+    return [path for path in (report.html, report.plots) if path is not None]
+
+
+def file_name(asked: Configuration) -> str:
+    """As vLLM names it."""
+    label, model = asked.label or asked.backend, asked.model_id.split("/")[-1]
+    places = f"-concurrency{asked.max_concurrency}" if asked.max_concurrency is not None else ""
+    if asked.ramp_up_strategy is not None:
+        rate = f"ramp-up-{asked.ramp_up_strategy}-{asked.ramp_up_start_rps}qps-{asked.ramp_up_end_rps}qps"
+    else:
+        rate = f"{asked.request_rate}qps"
+    return f"{label}-{rate}{places}-{model}-{asked.date}.json"
+
+
+def command_line(*secrets: str | None) -> str:
+    """How this process was called, without secrets."""
+    line = shlex.join(["loraplex", *sys.argv[1:]])
+    for secret in secrets:
+        line = line.replace(secret, "***") if secret else line
+    return line

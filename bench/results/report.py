@@ -1,0 +1,132 @@
+"""One HTML page of results, plots included, that can be sent around; and the plots as PNGs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from msgspec import Struct
+
+from loraplex.bench.lanes.measure import MEASURES, text
+from loraplex.bench.provenance import date, provenance
+from loraplex.bench.results.comparison import Comparison, Figure
+from loraplex.bench.results.plots import course, overview, png, svg
+from loraplex.bench.results.result import Run
+from loraplex.bench.rounds import Rounds, grouped
+
+RATES = {"output_throughput": "tokens", "request_throughput": "requests", "request_goodput": "goodput"}
+LATENCIES = ("ttft", "itl", "e2el")
+HEADINGS = {
+    "latency-over-rate": "Latency over rate",
+    "throughput-over-concurrency": "Over concurrency",
+    "distributions": "Distribution of TTFT and ITL",
+    "adapters": "What each adapter got",
+    "timeline": "The course of the run",
+}
+MOST_SECTIONS = 12
+"""Runs that get a section of their own."""
+NOTED = 0.03
+"""Gains and losses smaller than this get no colour."""
+
+
+class Section(Struct, frozen=True):
+    """One run in detail; of several rounds, the first."""
+
+    name: str
+    run: Run
+    plots: dict[str, str]
+
+
+def write_report(runs: Sequence[Run], *, html: Path | None = None, plots: Path | None = None) -> None:
+    """Write a page of these runs to `html`, and their plots as PNGs into the folder `plots`."""
+    groups = grouped(runs)
+    if plots is not None:
+        _write_plots(groups, plots)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(_page(groups, None, _setups(groups)), encoding="utf-8")
+
+
+def write_comparison(comparison: Comparison, runs: Sequence[Run], html: Path) -> None:
+    """Write a page that puts runs side by side, with their plots together."""
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(_page(grouped(runs), comparison, comparison.setups), encoding="utf-8")
+
+
+def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[str, dict[str, str]]) -> str:
+    environment = Environment(
+        loader=PackageLoader("loraplex.bench", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"figure_text": text, "verdict": _verdict}
+    detailed = groups if len(groups) <= MOST_SECTIONS and not comparison else []
+    sections = [
+        Section(group.name, group.runs[0], {name: svg(plot) for name, plot in course(group.runs[0]).items()})
+        for group in detailed
+    ]
+    first = groups[0].runs[0].configuration
+    common = _common(setups)
+    rates = {key: title for key, title in RATES.items() if any(group.median(key) is not None for group in groups)}
+    models = ", ".join(dict.fromkeys(run.configuration.model_id for group in groups for run in group.runs))
+    return environment.get_template("report.html.jinja").render(
+        title=" / ".join(comparison.sides) if comparison else _title(groups),
+        subtitle=" · ".join(filter(None, (models, date(first.date), first.dataset and f"{first.dataset} prompts"))),
+        warnings=comparison.warnings if comparison else [],
+        comparison=comparison,
+        groups=groups,
+        rates=rates,
+        latencies=LATENCIES,
+        columns=[*rates, *(f"{each}_{metric}_ms" for metric in LATENCIES for each in ("median", "p99"))],
+        rounds=max(len(group.runs) for group in groups),
+        measures=MEASURES,
+        headings=HEADINGS,
+        plots={name: svg(plot) for name, plot in overview(groups).items()},
+        sections=[section for section in sections if section.plots or section.run.cold or section.run.totals.failed],
+        common=common,
+        setups={
+            name: {key: value for key, value in each.items() if key not in common} for name, each in setups.items()
+        },
+    )
+
+
+def _write_plots(groups: Sequence[Rounds], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    found = overview(groups)
+    if len(groups) <= MOST_SECTIONS:
+        for group in groups:
+            prefix = f"{_slug(group.name)}-" if len(groups) > 1 else ""
+            found |= {f"{prefix}{name}": plot for name, plot in course(group.runs[0]).items()}
+    for name, plot in found.items():
+        (folder / f"{name}.png").write_bytes(png(plot))
+
+
+def _title(groups: Sequence[Rounds]) -> str:
+    labels = list(dict.fromkeys(group.label for group in groups))
+    return " / ".join(labels) if len(labels) <= 3 else f"{labels[0]} and {len(labels) - 1} more"
+
+
+def _setups(groups: Sequence[Rounds]) -> dict[str, dict[str, str]]:
+    """What was measured on what, by label."""
+    return {group.label: provenance(group.runs[0]) for group in groups}
+
+
+def _common(setups: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What is the same for all."""
+    first, *others = setups.values()
+    return {key: value for key, value in first.items() if all(each.get(key) == value for each in others)}
+
+
+def _verdict(figure: Figure) -> str:
+    """A CSS class, with a space in front."""
+    if figure.gain is None or abs(figure.gain - 1) < NOTED:
+        return ""
+    return " good" if figure.gain > 1 else " bad"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")

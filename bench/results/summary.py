@@ -1,0 +1,158 @@
+"""A run as text: the lines that `vllm bench serve` prints, and what we measure besides."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from loraplex.bench.results.result import METRICS, QUEUE_METRICS, Distribution, Run, Summary
+
+WIDTH = 50
+BUSY = 0.8
+"""Share of a core above which the client may be what is measured."""
+NAMES = {"client_queue_time": "Client Queue Time", "e2el_including_client_queue": "E2EL incl. Client Queue"}
+
+
+def text(run: Run) -> str:
+    """Everything; ends with a line for each warning."""
+    parts = [*_totals(run), *_errors(run), *_adapters(run), *_cold(run), *_client(run), "=" * WIDTH]
+    return "\n".join([*parts, *(f"warning: {each}" for each in warnings(run))])
+
+
+def warnings(run: Run) -> list[str]:
+    """What makes the figures doubtful."""
+    found = []
+    share, tokens = run.client.core_share, run.tokens
+    if share > BUSY:
+        found.append(
+            f"the client took {share:.0%} of a core: the latencies may be its own; lower the load, or run two clients"
+        )
+    if tokens.without_usage:
+        found.append(f"{tokens.without_usage} answers came without usage: their tokens were counted here")
+    if tokens.more_chunks:
+        found.append(
+            f"{tokens.more_chunks} answers had more chunks with text than usage has tokens: one of the two is wrong"
+        )
+    if tokens.fewer_chunks:
+        found.append(
+            f"{tokens.fewer_chunks} answers had fewer chunks than tokens (all together {tokens.chunks} chunks, "
+            f"{tokens.usage_tokens} tokens): tokens came several at once, or without text, and ITL is between chunks"
+        )
+    return found
+
+
+def _line(name: str, value: float | int | str) -> str:
+    return f"{name:<40} {f'{value:.2f}' if isinstance(value, float) else value:<10}".rstrip()
+
+
+def _totals(run: Run) -> list[str]:
+    asked, totals = run.configuration, run.totals
+    lines = [
+        f"{' Serving Benchmark Result ':=^{WIDTH}}",
+        _line("Successful requests:", totals.completed),
+        _line("Failed requests:", totals.failed),
+    ]
+    if asked.max_concurrency is not None:
+        lines.append(_line("Maximum request concurrency:", asked.max_concurrency))
+    if math.isfinite(asked.request_rate):
+        lines.append(_line("Request rate configured (RPS):", float(asked.request_rate)))
+    lines += [
+        _line("Benchmark duration (s):", run.duration),
+        _line("Total input tokens:", totals.total_input_tokens),
+        _line("Total generated tokens:", totals.total_output_tokens),
+        _line("Request throughput (req/s):", totals.request_throughput),
+    ]
+    if totals.request_goodput is not None:
+        lines.append(_line("Request goodput (req/s):", totals.request_goodput))
+    lines += [
+        _line("Output token throughput (tok/s):", totals.output_throughput),
+        _line("Peak output token throughput (tok/s):", totals.max_output_tokens_per_s),
+        _line("Peak concurrent requests:", float(totals.max_concurrent_requests)),
+        _line("Total token throughput (tok/s):", totals.total_token_throughput),
+    ]
+    for metric, found in totals.latencies.items():
+        lines += _metric((METRICS | QUEUE_METRICS)[metric], NAMES.get(metric, metric.upper()), found)
+    return lines
+
+
+def _metric(header: str, name: str, found: Distribution) -> list[str]:
+    return [
+        f"{header:-^{WIDTH}}",
+        _line(f"Mean {name} (ms):", found.mean),
+        _line(f"Median {name} (ms):", found.median),
+        *(_line(f"P{percentile} {name} (ms):", value) for percentile, value in found.percentiles.items()),
+    ]
+
+
+def _errors(run: Run) -> list[str]:
+    errors = run.totals.errors_by_kind
+    if not errors:
+        return []
+    lines = [f"{'Errors':-^{WIDTH}}"]
+    for kind, count in sorted(errors.items(), key=lambda each: -each[1]):
+        example = next((each.error for each in run.requests if each.error_kind == kind), "")
+        lines.append(_line(f"{kind}:", count))
+        if example:
+            lines.append(f"  {example.splitlines()[0][:200]}")
+    return lines
+
+
+def _adapters(run: Run) -> list[str]:
+    if len(run.adapters) < 2:
+        return []
+    rows = [["", "done", "failed", "tok/s", *(f"{name.upper()} ms" for name in METRICS), "TTFT p99"]]
+    rows += [[name, *_row(found)] for name, found in run.adapters.items()]
+    fair = run.fairness
+    lines = [f"{'By adapter (latencies: mean)':-^{WIDTH}}", *columns(rows)]
+    if fair.jain_stream_rate is not None and fair.jain_mean_ttft is not None:
+        lines += [
+            f"{'Fairness between adapters (1 is even)':-^{WIDTH}}",
+            _line("Jain index of tokens/s per request:", f"{fair.jain_stream_rate:.4f}"),
+            _line("Jain index of mean TTFT:", f"{fair.jain_mean_ttft:.4f}"),
+        ]
+    if fair.ttft_spread is not None:
+        lines.append(_line("Largest mean TTFT / smallest:", fair.ttft_spread))
+    return lines
+
+
+def _row(found: Summary) -> list[str]:
+    latencies = found.latencies
+    means = [f"{latencies[metric].mean:.2f}" if metric in latencies else "" for metric in METRICS]
+    last = latencies["ttft"].percentiles.get("99") if "ttft" in latencies else None
+    tail = "" if last is None else f"{last:.2f}"
+    return [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}", *means, tail]
+
+
+def _cold(run: Run) -> list[str]:
+    if not run.cold:
+        return []
+    rows = [["", "load ms", "first TTFT ms", "resident TTFT ms", "switch ms"]]
+    for name in dict.fromkeys(each.adapter for each in run.cold):
+        found = [each for each in run.cold if each.adapter == name]
+        values = (
+            [each.load_seconds * 1000 for each in found],
+            [each.cold_ttft_ms for each in found],
+            [each.resident_ttft_ms for each in found],
+            [each.switch_ms for each in found],
+        )
+        rows.append([name, *(f"{median(each):.2f}" for each in values)])
+    return [f"{'Cold adapters (medians)':-^{WIDTH}}", *columns(rows)]
+
+
+def _client(run: Run) -> list[str]:
+    return [
+        f"{'Client':-^{WIDTH}}",
+        _line("Share of one core:", f"{run.client.core_share:.0%}"),
+        _line("Chunks read per second:", run.client.chunks_per_second),
+    ]
+
+
+def columns(rows: list[list[str]]) -> list[str]:
+    """Rows as lines with aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
