@@ -270,6 +270,9 @@ def _load_axis(axes: Any, values: Sequence[float]) -> None:
 
 def _time_axis(axes: Any, which: Literal["x", "y"]) -> None:
     """Milliseconds over several orders of magnitude, without exponents."""
+    least = axes.dataLim.minposx if which == "x" else axes.dataLim.minposy
+    if not math.isfinite(least):  # all are zero, as where every answer came in one piece
+        return
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
     plain = FuncFormatter(lambda value, _: f"{value:g}")

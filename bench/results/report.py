@@ -57,7 +57,7 @@ def write_comparison(comparison: Comparison, runs: Sequence[Run], html: Path) ->
 
 def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[str, dict[str, str]]) -> str:
     environment = Environment(
-        loader=PackageLoader("loraplex.bench", "."),
+        loader=PackageLoader("loraplex.bench.results", "."),
         autoescape=select_autoescape(default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -3,7 +3,7 @@
     loraplex bench http [--rounds 3]
 
 128 streams, first as fast as tokens can be passed on, then at a given pace; the same for the least that a server can do
-(scripted_floor). Prints a Markdown table: medians over the rounds. Processor time is that of the API process alone.
+(floor.py). Prints a Markdown table: medians over the rounds. Processor time is that of the API process alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -88,7 +89,7 @@ def options(load: Load, streams: int, script: Sequence[int], stamps: Path) -> st
 @contextmanager
 def running(module: str, *arguments: str) -> Iterator[tuple[str, psutil.Process]]:
     """A server's URL and process once it is ready."""
-    command = [sys.executable, "-m", f"loraplex.bench.{module}", *arguments]
+    command = [sys.executable, "-m", f"loraplex.bench.scripted.{module}", *arguments]
     with TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("wb") as stream:
@@ -97,6 +98,7 @@ def running(module: str, *arguments: str) -> Iterator[tuple[str, psutil.Process]
             while not (found := re.search(r"ready on (http://\S+);", log.read_text())):
                 if process.poll() is not None:
                     raise RuntimeError(f"{module} did not start:\n{log.read_text()}")
+                time.sleep(0.05)
             yield found[1], psutil.Process(process.pid)
         finally:
             process.terminate()
@@ -193,8 +195,8 @@ def http(
             engine = f"--engine-options={options(load, streams, script, stamps)}"
             found: dict[str, list[Measured]] = {"floor": [], "loraplex": []}
             with (
-                running("scripted_floor", str(folder), engine) as floor,
-                running("scripted_server", str(folder), engine, "--port", "0", "--max-running", str(streams)) as server,
+                running("floor", str(folder), engine) as floor,
+                running("server", str(folder), engine, "--port", "0", "--max-running", str(streams)) as server,
             ):
                 for _ in range(rounds):
                     found["floor"].append(ask(*floor, load, streams, endpoint, stamps))
