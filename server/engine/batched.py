@@ -19,7 +19,7 @@ import psutil
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.forward import FindOperator, Forward, Logits, PassFailed
-from loraplex.server.engine.guide import GuideInvalid, Guides, GuideState
+from loraplex.server.engine.guide import GUIDE_SECONDS, GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.row_adapters import Adapter
 from loraplex.server.engine.rows import Rows
@@ -30,8 +30,6 @@ LONGEST_SLICE = 256
 """Prompt tokens; more at once are no faster a token."""
 SLICE_SECONDS = 0.08
 """How long running streams may wait for a slice of a prompt."""
-GUIDE_SECONDS = 0.02
-"""How long a step without anything else to do waits for a guide; commands are read between steps."""
 EVERY_SLICE = 64
 """Prompt tokens at most where each has its logits reported: a vocabulary of 150,000 makes 38 MB of them."""
 PROBE = 32

@@ -2,6 +2,9 @@
 
 Sequences take turns: a step gives one token to each that decodes, and computes one prefill chunk for one that does
 not yet. A running stream therefore waits for at most one chunk, however many long prompts arrive.
+
+og.Generator chooses tokens by itself. Where a request asks for what it has no option for, the lane takes its logits and
+chooses as the batched lane does.
 """
 
 from __future__ import annotations
@@ -9,42 +12,53 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Sequence as Tokens
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as og
 
 from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.guide import GUIDE_SECONDS, GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Device, Finish, Output, Sampling, Submit
+from loraplex.server.engine.sampler import Chooser, choose
 from loraplex.server.errors import AdapterInvalid, BundleInvalid
 
 CONFIG = "genai_config.json"
 PREFILL_CHUNK = {"cpu": 128, "cuda": 1024}
 """Prompt tokens at once where the operator does not say: 128 take a 7M-parameter model some 35 ms on two cores."""
 
-_BATCHED_ONLY = (
-    "min_p",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "min_tokens",
-    "stop_tokens",
-    "logprobs",
-    "prompt_logprobs",
+CHOOSING = frozenset(
+    ("guide", "min_p", "frequency_penalty", "presence_penalty", "logit_bias", "min_tokens", "stop_tokens", "logprobs")
 )
-"""Fields of Sampling that og.Generator has no option for."""
+"""What og.Generator has no option for."""
 
 
 class Sequence:
-    """One og.Generator and where it stands."""
+    """One og.Generator and where it stands. `guide` is what it has to follow, once that is compiled."""
 
-    def __init__(self, request: Submit, generator: og.Generator, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        request: Submit,
+        generator: og.Generator,
+        end_tokens: frozenset[int],
+        guide: Future[GuideState] | None,
+    ) -> None:
         self.id = request.sequence
         self.generator = generator
         self.prompt: Tokens[int] = request.prompt
         self.prefilled = 0
         self.left = request.max_tokens
         self.end_tokens = end_tokens
+        self.guide = guide
+        self._chooses = request.asks_for(CHOOSING) is not None
+        self._sampling = request.sampling
+        self._chooser: Chooser | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Its guide is still being compiled."""
+        return self.guide is not None and not self.guide.done()
 
     @property
     def decoding(self) -> bool:
@@ -57,23 +71,42 @@ class Sequence:
         self.prefilled = end
 
     def decode(self) -> Output:
-        """Generate one token."""
+        """Generate one token. Raises GuideInvalid, ValueError where logits are not finite, RuntimeError."""
+        if self._chooses:
+            return self._choose()
         self.generator.generate_next_token()
         token = int(self.generator.get_next_tokens()[0])
+        return Output(self.id, [token], self._count(token, self.end_tokens))
+
+    def _choose(self) -> Output:
+        if self._chooser is None:
+            guide = None if self.guide is None else self.guide.result()
+            self._chooser = Chooser(self._sampling, self.prompt, self.end_tokens, guide)
+        chooser = self._chooser
+        chooser.look_ahead()
+        logits = np.array(self.generator.get_logits(), np.float32)[0, -1:]
+        if not np.isfinite(logits.max()):
+            raise ValueError("the model's output is not finite")
+        ((token, logprobs),) = choose(logits, [chooser])
+        chooser.accept(token)
+        finish = self._count(token, chooser.ends)
+        if finish is None:
+            self.generator.append_tokens(np.array([token], np.int32))
+        return Output(self.id, [token], finish, None, None if logprobs is None else [logprobs])
+
+    def _count(self, token: int, ends: frozenset[int]) -> Finish | None:
+        """Note one more token; why it is the last one, if it is."""
         self.left -= 1
-        finish: Finish | None = None
-        if token in self.end_tokens:
-            finish = "stop"
-        elif self.left == 0:
-            finish = "length"
-        return Output(self.id, [token], finish)
+        if token in ends:
+            return "stop"
+        return "length" if self.left == 0 else None
 
 
 class GeneratorLane:
     """See the module. Owned by one thread."""
 
     name = "generator"
-    unsupported = frozenset((*_BATCHED_ONLY, "guide"))
+    unsupported = frozenset({"prompt_logprobs"})
     kv_tokens = None
     kv_usage = None
 
@@ -93,6 +126,7 @@ class GeneratorLane:
         end = settings["model"]["eos_token_id"]
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._vocab_size: int = settings["model"]["vocab_size"]
+        self._guides = Guides(folder / "tokenizer.json", self._vocab_size, self._end_tokens)
         self._adapters = og.Adapters(self._model)
         self._loaded: set[str] = set()
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK[self.device]
@@ -105,11 +139,13 @@ class GeneratorLane:
         return bool(self._prefilling or self._decoding or self._failed)
 
     def submit(self, request: Submit) -> None:
-        if unknown := _cannot(request):
+        if unknown := request.asks_for(self.unsupported):
             self._failed.append(Output(request.sequence, [], error=f"the generator engine has no {unknown}"))
             return
         try:
-            sequence = Sequence(request, self._generator(request), self._end_tokens)
+            generator = self._generator(request)
+            guide = self._guides.begin(request.guide) if request.guide else None
+            sequence = Sequence(request, generator, self._end_tokens, guide)
         except RuntimeError as error:
             self._failed.append(Output(request.sequence, [], error=str(error)))
         else:
@@ -117,11 +153,14 @@ class GeneratorLane:
 
     def step(self) -> list[Output]:
         outputs, self._failed = self._failed, []
-        for sequence in list(self._decoding.values()):
+        waiting = [sequence.guide for sequence in self._decoding.values() if sequence.guide and sequence.waiting]
+        if len(waiting) == len(self._decoding) and not self._prefilling:
+            wait(waiting, GUIDE_SECONDS, FIRST_COMPLETED)
+        for sequence in [each for each in self._decoding.values() if not each.waiting]:
             try:
                 output = sequence.decode()
-            except RuntimeError as error:
-                output = Output(sequence.id, [], error=str(error))
+            except (GuideInvalid, ValueError, RuntimeError) as error:
+                output = Output(sequence.id, [], error=str(error), refused=isinstance(error, GuideInvalid))
             if output.finish or output.error:
                 del self._decoding[sequence.id]
             outputs.append(output)
@@ -162,7 +201,7 @@ class GeneratorLane:
         longest = len(request.prompt) + request.max_tokens
         params.set_search_options(
             max_length=longest,
-            # Below it og.Generator chooses no end token.
+            # Below it og.Generator itself chooses no end token.
             min_length=longest if request.sampling.ignore_eos else 0,
             **_search_options(request.sampling, self._vocab_size),
         )
@@ -186,14 +225,6 @@ def _search_options(sampling: Sampling, vocab_size: int) -> dict[str, float | in
         "repetition_penalty": sampling.repetition_penalty,
         "random_seed": sampling.seed,
     }
-
-
-def _cannot(request: Submit) -> str | None:
-    """The first thing asked for that og.Generator does not do."""
-    if request.guide is not None:
-        return "guide"
-    plain = Sampling()
-    return next((name for name in _BATCHED_ONLY if getattr(request.sampling, name) != getattr(plain, name)), None)
 
 
 def choose_device(wanted: Device) -> str:

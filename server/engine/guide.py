@@ -13,6 +13,9 @@ from llguidance import LLMatcher, LLTokenizer
 from loraplex.server.engine.grammar import grammar
 from loraplex.server.engine.messages import Guide
 
+GUIDE_SECONDS = 0.02
+"""How long a lane's step without anything else to do waits for a guide; commands are read between steps."""
+
 
 class GuideInvalid(Exception):
     """A guide that cannot be followed; str() says why, in a line: llguidance adds a dump of its state."""

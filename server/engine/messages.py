@@ -56,6 +56,9 @@ class Sampling(Struct, frozen=True, array_like=True):
     """The same for the tokens of the prompt, none of which is then taken from an earlier request; None: nothing."""
 
 
+_PLAIN = Sampling()
+
+
 class Guide(Struct, frozen=True, array_like=True):
     """What an answer must be: JSON of a schema, a match of a regular expression, a sentence of a Lark grammar."""
 
@@ -127,6 +130,13 @@ class Submit(Struct, tag=True, frozen=True):
     max_tokens: int
     sampling: Sampling
     guide: Guide | None = None
+
+    def asks_for(self, fields: frozenset[str]) -> str | None:
+        """The first of these fields of Sampling, or "guide", that this sets; None where it sets none."""
+        if "guide" in fields and self.guide is not None:
+            return "guide"
+        names = sorted(fields - {"guide"})
+        return next((name for name in names if getattr(self.sampling, name) != getattr(_PLAIN, name)), None)
 
 
 class Cancel(Struct, tag=True, frozen=True):

@@ -23,7 +23,7 @@ from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.packing import Packer
-from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions, asked_of
+from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions
 from loraplex.server.engine.routed_engine import Sequence as Running
 from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import AdapterInvalid, LoraplexError
@@ -126,10 +126,10 @@ class RoutedLane:
         adapter = self._known[request.adapter] if request.adapter is not None else None
         if adapter:
             self._used[adapter] = next(self._clock)
-        unknown = asked_of(request, UNSUPPORTED)
+        unknown = request.asks_for(UNSUPPORTED)
         engines = self._engines
         cold = adapter is not None and engines.operator is None and adapter not in engines.current.slots
-        able = not asked_of(request, self._fallback_unsupported)
+        able = not request.asks_for(self._fallback_unsupported)
         if (unknown or cold) and able and (fallback := self._take_fallback()):
             fallback.submit(request)
         elif unknown:
@@ -204,7 +204,7 @@ class RoutedLane:
         vocab_size = self._engines.current.linked.vocab_size
         if not request.prompt or not all(0 <= token < vocab_size for token in request.prompt):
             return f"the prompt is empty or has token ids out of range: 0 .. {vocab_size - 1}"
-        if unknown := asked_of(request, self.unsupported):
+        if unknown := request.asks_for(self.unsupported):
             return f"the routed engine has no {unknown}"
         return None
 

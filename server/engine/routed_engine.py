@@ -15,7 +15,7 @@ import onnxruntime_genai as og
 
 from loraplex.server.engine.linker import CONFIG, Linked
 from loraplex.server.engine.lora_operator import Bank
-from loraplex.server.engine.messages import Finish, Output, Sampling, Submit
+from loraplex.server.engine.messages import Finish, Output, Submit
 from loraplex.server.engine.routing import tag
 from loraplex.server.engine.slots import Adapter, Slots
 from loraplex.server.engine.warmup import WarmUp
@@ -26,7 +26,6 @@ _FINISHED = og.EngineEventFlags.TURN_FINISHED.value
 _GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_grammar"}
 UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "prompt_logprobs"))
 """Fields of Sampling that og.Engine has no option for."""
-_PLAIN = Sampling()
 BLOCK = 256
 """Tokens to a block of the KV cache."""
 
@@ -272,11 +271,3 @@ class RoutedEngine:
     def _stops(sequence: Sequence, token: int) -> bool:
         sampling = sequence.request.sampling
         return token in sampling.stop_tokens and len(sequence.tokens) > sampling.min_tokens
-
-
-def asked_of(request: Submit, fields: frozenset[str]) -> str | None:
-    """The first of these fields of Sampling, or "guide", that a request sets; None where it sets none."""
-    if "guide" in fields and request.guide is not None:
-        return "guide"
-    asked = request.sampling
-    return next((name for name in sorted(fields - {"guide"}) if getattr(asked, name) != getattr(_PLAIN, name)), None)

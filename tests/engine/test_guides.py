@@ -10,6 +10,7 @@ import pytest
 
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.batched import BatchedLane
+from loraplex.server.engine.generator import GeneratorLane
 from loraplex.server.engine.messages import Guide, Sampling, Submit
 from tests.checkpoints import make_checkpoint
 from tests.engine.lanes import GREEDY, run
@@ -48,9 +49,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return build_bundle(checkpoint, {}, folder / "bundle", name="bytes", precision="float32")
 
 
-@pytest.fixture(scope="module")
-def lane(bundle: Bundle) -> BatchedLane:
-    return BatchedLane(bundle.variant("generator"), threads=1, prefill_chunk=16)
+@pytest.fixture(scope="module", params=["batched", "generator"])
+def lane(bundle: Bundle, request: pytest.FixtureRequest) -> BatchedLane | GeneratorLane:
+    folder = bundle.variant("generator")
+    if request.param == "batched":
+        return BatchedLane(folder, threads=1, prefill_chunk=16)
+    return GeneratorLane(folder, device="cpu", threads=1, prefill_chunk=16)
 
 
 def text(bundle: Bundle, tokens: list[int]) -> str:
@@ -70,7 +74,7 @@ def valid(guide: Guide, answer: str) -> bool:
             return re.fullmatch(r"\([xyz]+(,[xyz]+){1,3}\)", answer) is not None
 
 
-def test_every_guided_answer_is_valid(bundle: Bundle, lane: BatchedLane) -> None:
+def test_every_guided_answer_is_valid(bundle: Bundle, lane: BatchedLane | GeneratorLane) -> None:
     requests = []
     for index in range(24):
         sampling = Sampling(temperature=[0.0, 0.7, 1.5][index % 3], seed=index, logit_bias={125: 4.0, 64: 3.0})
@@ -86,7 +90,7 @@ def test_every_guided_answer_is_valid(bundle: Bundle, lane: BatchedLane) -> None
     assert len(stopped) >= 12, "most answers end by themselves"
 
 
-def test_a_guide_that_cannot_be_compiled_is_told_and_costs_nobody_else(lane: BatchedLane) -> None:
+def test_a_guide_that_cannot_be_compiled_is_told_and_costs_nobody_else(lane: BatchedLane | GeneratorLane) -> None:
     bad = [
         Guide("regex", "(["),
         Guide("json_schema", '{"type": 3}'),
@@ -108,7 +112,7 @@ def test_a_tokenizer_that_llguidance_cannot_read_is_told(folder: Path) -> None:
     assert not lane.busy
 
 
-def test_streams_go_on_while_a_large_guide_is_compiled(lane: BatchedLane) -> None:
+def test_streams_go_on_while_a_large_guide_is_compiled(lane: BatchedLane | GeneratorLane) -> None:
     large = Guide("regex", "".join(f"(a{index}|b{index}.*)?" for index in range(1500)) + "z")
     endless = Sampling(temperature=0, ignore_eos=True)
     lane.submit(Submit(0, None, [60], 200, endless))
@@ -124,7 +128,7 @@ def test_streams_go_on_while_a_large_guide_is_compiled(lane: BatchedLane) -> Non
     assert not lane.busy
 
 
-def test_a_request_can_be_cancelled_while_its_guide_is_compiled(lane: BatchedLane) -> None:
+def test_a_request_can_be_cancelled_while_its_guide_is_compiled(lane: BatchedLane | GeneratorLane) -> None:
     large = Guide("regex", "".join(f"(a{index}|c{index}.*)?" for index in range(1500)) + "z")
     for index in range(3):
         lane.submit(Submit(index, None, [60], 4, GREEDY, large))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.sampler import Chooser, choose
 from tests.checkpoints import reference_logits
-from tests.engine.lanes import EOS, Model, ask, batched, run
+from tests.engine.lanes import EOS, Model, ask, batched, generator, run
 
+MakeLane = Callable[[Model], Lane]
 ENDS = frozenset({EOS})
 PROMPT = [20, 33, 47, 20, 81]
 
@@ -101,8 +103,9 @@ def test_the_nucleus_is_found_in_a_flat_distribution_too() -> None:
     assert any(token >= 10 for token in draws(logits, chooser, 50))
 
 
-def test_a_seed_gives_the_same_answer_whatever_else_is_in_the_batch(llama: Model) -> None:
-    lane = batched(llama)
+@pytest.mark.parametrize("make", [batched, generator])
+def test_a_seed_gives_the_same_answer_whatever_else_is_in_the_batch(llama: Model, make: MakeLane) -> None:
+    lane = make(llama)
     wanted = Sampling(temperature=1.2, top_p=0.95, seed=42, repetition_penalty=1.1)
     alone = ask(lane, PROMPT, "nine", 30, sampling=wanted)
     company = [
@@ -116,9 +119,10 @@ def test_a_seed_gives_the_same_answer_whatever_else_is_in_the_batch(llama: Model
     assert ask(lane, PROMPT, "nine", 30, sampling=other).tokens != alone.tokens
 
 
-def test_logprobs_are_those_of_the_unmodified_model(llama: Model) -> None:
+@pytest.mark.parametrize("make", [batched, generator])
+def test_logprobs_are_those_of_the_unmodified_model(llama: Model, make: MakeLane) -> None:
     sampling = Sampling(temperature=0.8, seed=7, logit_bias={30: 5.0}, logprobs=4, presence_penalty=1)
-    lane = batched(llama)
+    lane = make(llama)
     answer = ask(lane, PROMPT, "four", 8, sampling=sampling)
     logits = reference_logits(llama.checkpoint, llama.peft["four"], [*PROMPT, *answer.tokens]).astype(np.float64)
     for step, (token, found) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
@@ -130,6 +134,15 @@ def test_logprobs_are_those_of_the_unmodified_model(llama: Model) -> None:
         assert [v for _, v in found.top] == pytest.approx(logprobs[best], abs=1e-4)
     assert ask(lane, PROMPT, None, 2, sampling=Sampling(logprobs=0)).logprobs[0].top == []
     assert ask(lane, PROMPT, None, 2, sampling=Sampling()).logprobs == []
+
+
+def test_both_lanes_choose_alike(llama: Model) -> None:
+    """Where og.Generator does not choose itself."""
+    lanes = batched(llama), generator(llama)
+    for seed in range(6):
+        sampling = Sampling(0.9, top_p=0.9, min_p=0.02, frequency_penalty=0.4, repetition_penalty=1.1, seed=seed)
+        one, other = (ask(lane, PROMPT, "nine", 20, sampling=sampling) for lane in lanes)
+        assert (one.tokens, one.finish) == (other.tokens, other.finish)
 
 
 @pytest.mark.parametrize("length", [1, 2, 8, 9, 100])
@@ -153,8 +166,9 @@ def test_logprobs_of_the_prompt(llama: Model, length: int) -> None:
     assert ask(lane, prompt, "nine", 4).prompt_logprobs is None
 
 
-def test_what_ends_an_answer(llama: Model) -> None:
-    lane = batched(llama)
+@pytest.mark.parametrize("make", [batched, generator])
+def test_what_ends_an_answer(llama: Model, make: MakeLane) -> None:
+    lane = make(llama)
     plain = Sampling(temperature=0, logit_bias={EOS: 100.0})
     assert ask(lane, PROMPT, sampling=plain).tokens == [EOS]
     later = Sampling(temperature=0, logit_bias={EOS: 100.0}, min_tokens=5)

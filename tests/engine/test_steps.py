@@ -14,7 +14,7 @@ from onnxruntime import AdapterFormat, OrtValue
 from loraplex.server.bundle import AdapterManifest, Bundle
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.lane import Lane
-from loraplex.server.engine.messages import Guide, Sampling, Submit
+from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.errors import BundleInvalid
 from tests.engine.lanes import GREEDY, Model, ask, batched, generator, run
 
@@ -82,20 +82,9 @@ def test_an_adapter_that_overflows_fails_alone(llama: Model, tmp_path: Path) -> 
 
 def test_what_the_generator_lane_cannot_do_it_refuses(llama: Model) -> None:
     lane = generator(llama)
-    wanted = {
-        "min_p": Sampling(min_p=0.1),
-        "frequency_penalty": Sampling(frequency_penalty=1),
-        "presence_penalty": Sampling(presence_penalty=1),
-        "logit_bias": Sampling(logit_bias={9: 1.0}),
-        "min_tokens": Sampling(min_tokens=2),
-        "stop_tokens": Sampling(stop_tokens=[9]),
-        "logprobs": Sampling(logprobs=0),
-    }
-    requests = [Submit(index, None, [9], 4, sampling) for index, sampling in enumerate(wanted.values())]
-    guided = Submit(99, None, [9], 4, GREEDY, Guide("regex", "a"))
-    answers = run(lane, [*requests, guided])
-    for index, name in enumerate([*wanted, "guide"]):
-        assert name in (answers[index if name != "guide" else 99].error or "")
+    answers = run(lane, [Submit(0, None, [9], 4, Sampling(prompt_logprobs=0)), Submit(1, None, [9], 4, GREEDY)])
+    assert "prompt_logprobs" in (answers[0].error or "")
+    assert answers[1].tokens == llama.expected(None, (9,), 4)
 
 
 @pytest.mark.parametrize("make", [generator, batched])

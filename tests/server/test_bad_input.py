@@ -170,31 +170,6 @@ def test_a_bad_completion_request_is_refused(
     assert (status, error["param"], error["code"]) == (400, param, code)
 
 
-@pytest.mark.parametrize(
-    ("changes", "param"),
-    [
-        ({"logprobs": True}, "logprobs"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"min_p": 0.1}, "min_p"),
-        ({"min_tokens": 3}, "min_tokens"),
-        ({"stop_token_ids": [9]}, "stop_token_ids"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"guided_regex": "a+"}, "guided_regex"),
-        ({"structured_outputs": {"regex": "a+"}}, "structured_outputs.regex"),
-        ({"tools": [F]}, "tools"),
-        ({"tools": [F], "tool_choice": "required"}, "tools"),
-    ],
-)
-def test_what_the_generator_lane_cannot_do_is_refused(
-    generator_server: ServerProcess, changes: dict[str, Any], param: str
-) -> None:
-    body = {"model": "small", "messages": MESSAGES} | changes
-    status, error = post(generator_server, CHAT, json.dumps(body).encode())
-    assert (status, error["param"], error["code"]) == (400, param, "unsupported_parameter")
-
-
 def test_neutral_values_of_unsupported_fields_are_accepted(tiny_server: ServerProcess) -> None:
     answer = tiny_server.client.chat.completions.create(
         model="small",

@@ -1,4 +1,4 @@
-"""What clients can ask of sampling, on the lane that honours all of it."""
+"""What clients can ask of sampling, on the lanes that honour it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from tests.server.process import ServerProcess
 PROMPT = [99, 8, 64, 64, 41, 150, 12, 77, 31]
 
 
-def test_logprobs_are_those_of_peft(tiny: TinyBundle, batched_server: ServerProcess) -> None:
-    answer = batched_server.client.completions.create(
+@pytest.fixture(params=["batched_server", "generator_server"])
+def choosing_server(request: pytest.FixtureRequest) -> ServerProcess:
+    server: ServerProcess = request.getfixturevalue(request.param)
+    return server
+
+
+def test_logprobs_are_those_of_peft(tiny: TinyBundle, choosing_server: ServerProcess) -> None:
+    answer = choosing_server.client.completions.create(
         model="middle", prompt=PROMPT, max_tokens=6, temperature=0, logprobs=5
     )
     found = answer.choices[0].logprobs
@@ -39,7 +45,7 @@ def test_logprobs_are_those_of_peft(tiny: TinyBundle, batched_server: ServerProc
     ]
 
 
-def test_streamed_chat_logprobs_are_the_whole_ones(batched_server: ServerProcess) -> None:
+def test_streamed_chat_logprobs_are_the_whole_ones(choosing_server: ServerProcess) -> None:
     request = {
         "model": "small",
         "messages": [{"role": "user", "content": "w10 w20"}],
@@ -48,7 +54,7 @@ def test_streamed_chat_logprobs_are_the_whole_ones(batched_server: ServerProcess
         "logprobs": True,
         "top_logprobs": 2,
     }
-    client = batched_server.client.chat.completions
+    client = choosing_server.client.chat.completions
     whole = client.create(**request).choices[0].logprobs  # type: ignore[call-overload]
     streamed = [
         item
@@ -60,10 +66,10 @@ def test_streamed_chat_logprobs_are_the_whole_ones(batched_server: ServerProcess
     assert all(item.logprob == item.top_logprobs[0].logprob for item in streamed)
 
 
-def test_a_logit_bias_forces_and_forbids(batched_server: ServerProcess) -> None:
+def test_a_logit_bias_forces_and_forbids(choosing_server: ServerProcess) -> None:
     def answer(bias: dict[str, int]) -> list[str]:
         text = (
-            batched_server.client.completions.create(
+            choosing_server.client.completions.create(
                 model="tiny", prompt=PROMPT, max_tokens=6, temperature=0, logit_bias=bias
             )
             .choices[0]
@@ -76,10 +82,10 @@ def test_a_logit_bias_forces_and_forbids(batched_server: ServerProcess) -> None:
     assert plain[0] not in answer({plain[0].removeprefix("w"): -100})
 
 
-def test_penalties_keep_an_answer_from_repeating(batched_server: ServerProcess) -> None:
+def test_penalties_keep_an_answer_from_repeating(choosing_server: ServerProcess) -> None:
     def answer(**penalties: Any) -> list[str]:
         text = (
-            batched_server.client.completions.create(
+            choosing_server.client.completions.create(
                 model="tiny",
                 prompt=PROMPT,
                 max_tokens=40,
@@ -99,8 +105,8 @@ def test_penalties_keep_an_answer_from_repeating(batched_server: ServerProcess) 
     assert answer(presence_penalty=0.5).count("w50") == 40
 
 
-def test_an_answer_ends_where_it_is_told(batched_server: ServerProcess) -> None:
-    client = batched_server.client.completions
+def test_an_answer_ends_where_it_is_told(choosing_server: ServerProcess) -> None:
+    client = choosing_server.client.completions
     plain = client.create(model="small", prompt=PROMPT, max_tokens=10, temperature=0).choices[0].text.split()
     stop = int(plain[2].removeprefix("w"))
     stopped = client.create(
