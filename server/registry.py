@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Registry:
         )
         self._adapters: dict[str, Adapter] = {}
         self._loading: dict[str, Adapter] = {}
+        self._changing = asyncio.Lock()
+        """Held while options change: two changes at once could both take an alias."""
         self._draining: list[Adapter] = []
         self._options: dict[str, Options] = {}
 
@@ -180,7 +182,10 @@ class Registry:
         return adapter
 
     async def unload(self, name: str) -> Adapter:
-        """Take an adapter off the list; it stays for the requests that use it. Raises ModelNotFound, StorageFailed."""
+        """Take an adapter off the list; it stays for the requests that use it.
+
+        Raises ModelNotFound, AdapterBusy and StorageFailed.
+        """
         if name in self._loading:
             raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then unload it")
         if name not in self._adapters:
@@ -194,8 +199,15 @@ class Registry:
         logger.info("adapter %s unloaded", name)
         return adapter
 
-    async def set_options(self, name: str, options: Options) -> Adapter:
-        """Set an adapter's options, for requests from now on. Raises ModelNotFound, InvalidRequest or StorageFailed."""
+    async def change_options(self, name: str, change: Mapping[str, object]) -> Adapter:
+        """Set some of an adapter's options, for requests from now on; the others stay.
+
+        Raises ModelNotFound, InvalidRequest or StorageFailed.
+        """
+        async with self._changing:
+            return await self._set_options(name, msgspec.structs.replace(self.options(name), **change))
+
+    async def _set_options(self, name: str, options: Options) -> Adapter:
         if name not in self._adapters:
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
         taken = {self.base.name, *self._adapters, *self._loading}
@@ -243,12 +255,14 @@ class Registry:
         assert self._engine is not None
         manifest = await self._engine.load_adapter(engine_name, adapter.folder)
         template: ChatTemplate | ForeignTemplate | None = self.base.template
-        if manifest.chat_template is not None:
-            try:
+        try:
+            if manifest.chat_template is not None:
                 template = await self._text.adapter_template(inside(adapter.folder, manifest.chat_template))
-            except BundleInvalid as error:
-                self._engine.unload_adapter(engine_name)
-                raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
+        except BaseException as error:
+            self._engine.unload_adapter(engine_name)
+            if not isinstance(error, BundleInvalid):
+                raise
+            raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
         adapter.model = self._model(adapter, engine_name, template, manifest)
         self._pin(adapter.model)

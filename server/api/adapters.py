@@ -106,7 +106,7 @@ async def get_adapter(request: Request) -> Response:
 
 
 async def put_adapter(request: Request) -> Response:
-    """Load an adapter, or put another in the place of one: from a folder of the server, or from the request's files."""
+    """Load an adapter, or put another in the place of one: from a folder, the hub, or the request's files."""
     check_admin(request)
     server, name = serving(request), request.path_params["name"]
     server.registry.check_name(name)
@@ -135,8 +135,7 @@ async def patch_adapter(request: Request) -> Response:
     server, name = serving(request), request.path_params["name"]
     change = await decode(request, AdapterChange, server.settings.max_body_bytes)
     given = {field: value for field, value in msgspec.structs.asdict(change).items() if value is not UNSET}
-    options = msgspec.structs.replace(server.registry.options(name), **given)
-    return json_response(_card(server, await server.registry.set_options(name, options)))
+    return json_response(_card(server, await server.registry.change_options(name, given)))
 
 
 async def delete_adapter(request: Request) -> Response:

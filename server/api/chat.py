@@ -155,9 +155,8 @@ async def _chunks(
                 logprobs = None
             if finish:
                 found.append(ChatChunkChoice(index, ChatDelta(), finish))
-            if found:
-                usage = answer.chunk_usage(reported)
-                yield b"".join([envelope.event([choice], usage) for choice in found])
+            usage = answer.chunk_usage(reported)
+            yield b"".join([envelope.event([choice], usage) for choice in found])
     if reported != "never":
         yield envelope.event([], answer.usage())
 

@@ -156,6 +156,8 @@ async def _chunks(
                 logprobs = completion_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs, offsets)
                 choice = CompletionChoice(index, delta.text, delta.finish, logprobs)
                 yield envelope.event([choice], answer.chunk_usage(reported))
+            else:
+                yield b""
     if reported != "never":
         yield envelope.event([], _usage(answer, body))
 

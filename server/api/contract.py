@@ -201,9 +201,9 @@ OPERATIONS: tuple[Operation, ...] = (
     _adapter(
         "PATCH",
         "/v1/adapters/{name}",
-        "Set aliases, description, sampling defaults, priority or concurrency of an adapter",
+        "Set aliases, description, sampling defaults, priority or concurrency of an adapter, or pin it",
         CARD,
-        (errors.ModelNotFound, errors.StorageFailed),
+        (*BODY, errors.ModelNotFound, errors.StorageFailed),
         adapters.AdapterChange,
     ),
     _adapter("DELETE", "/v1/adapters/{name}", "Unload an adapter; requests under way end on it", CARD, UNLOAD),

@@ -111,8 +111,7 @@ class _Telling:
         finish = "length"
         async with aclosing(self._answer.deltas()) as deltas:
             async for _, delta in deltas:
-                for found in self._take(delta):
-                    yield _event(found)
+                yield b"".join(map(_event, self._take(delta)))
                 finish = delta.finish or finish
         for found in self._end(finish):
             yield _event(found)

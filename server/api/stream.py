@@ -117,14 +117,15 @@ async def events(
     """Chunks with the end that clients expect; an error becomes the event `failed`, since the status is out already.
 
     While `more` says that the next is there already, chunks are kept, to leave in one piece: sending costs more than
-    all that is done for a chunk before.
+    all that is done for a chunk before. So a delta that says nothing must come as an empty chunk, or what was kept for
+    it would wait for the one after it.
     """
     held = b""
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
                 held += chunk
-                if len(held) < LARGEST_PIECE and more():
+                if not held or (len(held) < LARGEST_PIECE and more()):
                     continue
                 piece, held = held, b""
                 yield piece

@@ -258,8 +258,9 @@ class EngineClient:
             self._on_restart()
             logger.info("the engine process runs again")
             for stream in self._streams.values():
-                stream.attempts += 1
-                self._send(stream.submit)
+                if not stream.ended:  # by its deadline, meanwhile
+                    stream.attempts += 1
+                    self._send(stream.submit)
         self.state = "failed"
         self.fail_everything(died)
         self._ready.set()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Self, cast
 
 from loraplex.server.engine.messages import HEADER, Command, Report, pack, unpack_report
+
+logger = logging.getLogger("loraplex.engine")
 
 ENGINE = (sys.executable, "-m", "loraplex.server.engine.process")
 """The command that starts the engine process."""
@@ -93,7 +96,10 @@ class Connection(asyncio.SubprocessProtocol):
                 break
             body = self._buffer[start + HEADER.size : start + HEADER.size + length]
             start += HEADER.size + length
-            self._handler(unpack_report(body))
+            try:
+                self._handler(unpack_report(body))
+            except Exception:  # or what is in the buffer would be handled again with every arrival
+                logger.exception("a report of the engine cannot be handled")
         del self._buffer[:start]
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002

@@ -52,19 +52,21 @@ class KvCache:
     def reserve(self, rows: int, length: int, held: Sequence[int] = ()) -> bool:
         """Make room for so many rows of so many tokens, keeping the first held[i] tokens of row i.
 
-        Returns whether the buffers are others than before, and so must be bound anew.
+        Returns whether the buffers are others than before, and so must be bound anew. Raises OSError, and all is as it
+        was, where there is no memory for them.
         """
         if rows <= self.rows and length <= self.length:
             return False
-        self.rows = max(self.rows, 1 << (rows - 1).bit_length())
-        self.length = max(self.length, SHORTEST, 1 << (length - 1).bit_length())
-        for index, part in enumerate(self._parts):
-            memory, buffer = allocate((self.rows, part.kv_heads, self.length, part.head_size))
+        rows = max(self.rows, 1 << (rows - 1).bit_length())
+        length = max(self.length, SHORTEST, 1 << (length - 1).bit_length())
+        new = [allocate((rows, part.kv_heads, length, part.head_size)) for part in self._parts]
+        self.rows, self.length = rows, length
+        for index, (memory, buffer) in enumerate(new):
             if index < len(self._buffers):
                 for row, tokens in enumerate(held):
                     if tokens:
                         buffer[row, :, :tokens] = self._buffers[index][row, :, :tokens]
-                self._buffers[index], self._maps[index] = buffer, memory  # one old buffer at a time beside the new
+                self._buffers[index], self._maps[index] = buffer, memory  # each old one goes before the next is filled
             else:
                 self._buffers.append(buffer)
                 self._maps.append(memory)
@@ -99,8 +101,8 @@ class KvCache:
             buffer[row, :, :tokens] = values[:, :tokens]
 
     def release(self, row: int) -> None:
-        """Give back the memory of one row."""
-        if not hasattr(mmap, "MADV_DONTNEED"):
+        """Give back the memory of one row, if there is any."""
+        if row >= self.rows or not hasattr(mmap, "MADV_DONTNEED"):
             return
         for memory, buffer in zip(self._maps, self._buffers, strict=True):
             memory.madvise(mmap.MADV_DONTNEED, row * buffer.strides[0], buffer.strides[0])

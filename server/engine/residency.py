@@ -15,13 +15,14 @@ def choose(
 
     `known` maps every registered adapter to when it was last used, in any growing unit. `wanted` are those that
     requests wait for, longest first: they come first, so that none waits for more than as many swaps as it takes to
-    link the ones before it; only those that are `pinned` and linked come before them. What room is left goes to the
-    most recently used, those that are linked before others.
+    link the ones before it; only those that are `pinned` and linked come before them, but for one place. What room is
+    left goes to the most recently used, those that are linked before others.
     """
     waiting = [name for name in dict.fromkeys(wanted) if name in known and name not in linked]
     stay = [name for name in linked if name in known]
     if not waiting and len(stay) >= min(capacity, len(known)):
         return None
-    chosen = [*(name for name in stay if name in pinned), *waiting][:capacity]
+    keeping = [name for name in stay if name in pinned][: capacity - bool(waiting)]
+    chosen = [*keeping, *waiting][:capacity]
     others = sorted(known.keys() - set(chosen), key=lambda name: (known[name], name in stay), reverse=True)
     return tuple(sorted(chosen + others[: capacity - len(chosen)], key=str))

@@ -238,7 +238,7 @@ class RoutedLane:
 
     def _wanted(self) -> Mapping[Adapter, int]:
         """The adapters that are registered or waited for, and when they were last used."""
-        return {adapter: self._used[adapter] for adapter in (*self._known.values(), *self._waited_for)}
+        return {adapter: self._used.get(adapter, 0) for adapter in (*self._known.values(), *self._waited_for)}
 
     def _change_adapters(self) -> None:
         """Carry the change of adapters forward by what can be done now."""

@@ -37,7 +37,7 @@ class Slots:
         self._free = list(range(count, 0, -1))
         self._leaving: dict[Adapter, float] = {}
         self.pinned: set[Adapter] = set()
-        """Adapters that never give up their slots; whoever owns the slots may share a set of its own."""
+        """Adapters that give up no slot while another has one; whoever owns the slots may share a set of its own."""
 
     def __contains__(self, adapter: Adapter) -> bool:
         return adapter in self._slots
@@ -45,6 +45,11 @@ class Slots:
     @property
     def adapters(self) -> list[Adapter]:
         return list(self._slots)
+
+    @property
+    def _keeping(self) -> Set[Adapter]:
+        """The pinned adapters; none where they have every slot, of which one is for the others."""
+        return self.pinned if any(adapter not in self.pinned for adapter in self._slots) else set()
 
     @property
     def leaving(self) -> Set[Adapter]:
@@ -57,13 +62,13 @@ class Slots:
         Adapters that wait for a slot would otherwise wait for as long as requests for the others keep coming. The other
         half goes on as before, so that their requests do not wait for a turn too. `now` in seconds.
         """
-        count = min(count, max(1, self._count // 2))
-        kept = [adapter for adapter in self._leaving if adapter in self._slots and adapter not in self.pinned]
+        count, pinned = min(count, max(1, self._count // 2)), self._keeping
+        kept = [adapter for adapter in self._leaving if adapter in self._slots and adapter not in pinned]
         self._leaving = {adapter: self._leaving[adapter] for adapter in kept[:count]}
         for adapter in self._slots:
             if len(self._leaving) >= count:
                 break
-            if adapter not in self.pinned:
+            if adapter not in pinned:
                 self._leaving.setdefault(adapter, now)
 
     def overdue(self, since: float) -> list[Adapter]:
@@ -95,7 +100,8 @@ class Slots:
         if self.worn_out:
             return None
         if not self._free:
-            idle = [other for other in self._slots if other not in busy and other not in self.pinned]
+            pinned = self._keeping
+            idle = [other for other in self._slots if other not in busy and other not in pinned]
             if not idle:
                 return None
             self.leave(min(idle, key=lambda other: used.get(other, -1)))

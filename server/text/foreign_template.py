@@ -56,7 +56,9 @@ class TemplateProcess:
         """What became of a rendering, "text" or "refused", and the text or the reason. Raises InvalidRequest."""
         async with self._turn:
             try:
-                process = self._process or await self._start()
+                process = self._process
+                if process is None or process.returncode is not None:  # somebody may have ended it meanwhile
+                    process = await self._start()
                 assert process.stdin is not None
                 assert process.stdout is not None
                 async with asyncio.timeout(SECONDS):

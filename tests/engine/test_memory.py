@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import sys
 
 import numpy as np
 import psutil
 import pytest
 
+from loraplex.server.engine import kv_cache
 from loraplex.server.engine.kv_cache import KvCache, Part
 from loraplex.server.engine.messages import Submit
 from loraplex.server.engine.row_adapters import Adapter
@@ -94,6 +97,34 @@ def test_an_answer_may_be_longer_than_the_first_buffer(llama: Model) -> None:
     for request in (short, long, longest):
         expected = llama.expected(request.adapter, tuple(request.prompt), request.max_tokens)
         assert answers[request.sequence].tokens == expected
+
+
+def test_want_of_memory_ends_one_sequence_alone(llama: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    lane = batched(llama)
+    runs, bigger = Submit(1, "four", LONG, 12, GREEDY), Submit(2, None, LONG, 12, GREEDY)
+    lane.submit(runs)
+    outputs = lane.step()
+    left = [3]
+
+    def allocate(shape: tuple[int, ...]) -> tuple[mmap.mmap, kv_cache.Buffer]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return given(shape)
+
+    given = kv_cache.allocate
+    monkeypatch.setattr(kv_cache, "allocate", allocate)
+    lane.submit(bigger)
+    while lane.busy:
+        outputs += lane.step()
+    (failed,) = [output for output in outputs if output.sequence == 2]
+    assert "no memory for the KV cache" in str(failed.error)
+    tokens = [token for output in outputs if output.sequence == 1 for token in output.tokens]
+    assert tokens == llama.expected("four", tuple(LONG), 12)
+    left[0] = 1000
+    answers = run(lane, [runs, bigger])
+    assert answers[1].tokens == tokens
+    assert answers[2].tokens == llama.expected(None, tuple(LONG), 12)
 
 
 def test_memory_comes_back(llama: Model) -> None:

@@ -294,6 +294,13 @@ def test_options_of_an_adapter_are_set_and_survive(
         assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["klein"]})[0] == 400
         assert call(server, "PATCH", "/v1/adapters/none", {"aliases": []})[0] == 404
         assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["a", "a"]})[0] == 400
+        with ThreadPoolExecutor(8) as pool:  # at once: one of them gets it
+            names = ["middle", "large"] * 4
+            asked = [pool.submit(call, server, "PATCH", f"/v1/adapters/{name}", {"aliases": ["x"]}) for name in names]
+            statuses = {
+                name: {each.result()[0] for each, to in zip(asked, names, strict=True) if to == name} for name in names
+            }
+        assert sorted(statuses.values(), key=min) == [{200}, {400}]
     with serving(tiny.folder, tmp_path / "log", *flags) as server:
         assert ask(server, "petit", PROMPTS[7]) == expected("small", PROMPTS[7])
         answer = server.client.completions.create(model="klein", prompt=PROMPTS[7], temperature=0)

@@ -28,12 +28,23 @@ def test_a_pinned_adapter_keeps_its_slot() -> None:
     assert slots.take(d, {c}, used) is None  # c is busy
     slots.promise(1)
     assert slots.leaving == {c}  # though a has nothing to do
-    slots.pinned = {a, c}
-    slots.promise(1)
-    assert slots.leaving == set()
     slots.pinned = set()
     assert slots.take(d, {c}, used)
     assert slots.adapters == [c, d]
+
+
+def test_pinned_adapters_do_not_keep_every_slot() -> None:
+    a, b, c, _ = ADAPTERS
+    slots, used = Slots(2, 1000), {a: 1, b: 2, c: 3}
+    slots.pinned = {a, b}
+    assert slots.take(a, (), used)
+    assert slots.take(b, (), used)
+    slots.promise(1)
+    assert slots.leaving == {a}
+    assert slots.take(c, {a}, used)
+    assert slots.adapters == [a, c]
+    slots.promise(1)
+    assert slots.leaving == {c}
 
 
 def test_a_pinned_adapter_stays_linked() -> None:
@@ -41,6 +52,7 @@ def test_a_pinned_adapter_stays_linked() -> None:
     assert choose(known, ["a", "b"], ["c", "d"], 2) == ("c", "d")
     assert choose(known, ["a", "b"], ["c", "d"], 2, {"a"}) == ("a", "c")
     assert choose(known, ["a", "b"], ["d"], 2, {"a", "c"}) == ("a", "d")  # c is not linked yet
+    assert choose(known, ["a", "b"], ["d"], 2, {"a", "b"}) == ("a", "d")  # one place is for the others
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,11 @@ async def test_what_is_there_at_once_leaves_in_one_piece() -> None:
     assert found == [b"a", b"bcd", b"e", b"end"]
 
 
+async def test_nothing_is_kept_for_a_delta_that_says_nothing() -> None:
+    found = await pieces([(b"", False), (b"a", True), (b"", False), (b"b", False)])
+    assert found == [b"a", b"b", b"end"]
+
+
 async def test_what_was_kept_leaves_before_an_error() -> None:
     (found,) = await pieces([(b"a", True), (b"b", True)], EngineFailed("it died"))
     assert found.startswith(b'abdata: {"error":{"message":"it died"')

@@ -98,6 +98,15 @@ async def test_a_slow_template_holds_up_another_for_one_turn_only() -> None:
         assert await good.render(TALK) == "Hello «you»w\n"
 
 
+async def test_a_process_that_was_ended_meanwhile_is_started_again() -> None:
+    async with running() as process:
+        good = await process.open(GOOD, {})
+        assert process._process
+        process._process.kill()
+        await process._process.wait()
+        assert await good.render(TALK) == "Hello «you»w\n"
+
+
 async def test_what_nests_too_deeply_is_refused() -> None:
     deep: list[object] = []
     for _ in range(100_000):
