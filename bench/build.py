@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from msgspec import Struct
 
 from loraplex.bench.errors import BenchFailed, OptionsInvalid, ResultInvalid
+from loraplex.bench.results.output import prepare
 from loraplex.bench.table import markdown
 from loraplex.build.findings import FINDINGS, read_findings
 from loraplex.build.record import StepRecord, folder_bytes
@@ -61,6 +62,8 @@ def build(
     try:
         if (run is None) != (output is None):
             raise OptionsInvalid("--run and --output belong together: the recipe, and the folder for its bundle")
+        if json is not None:
+            prepare(json)
         if run is not None and output is not None:
             _build(run, output)
             bundles = (*bundles, output)

@@ -131,5 +131,7 @@ def finish(work: Callable[[], Coroutine[None, None, Result]]) -> Result:
         sys.exit(2)
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")
+    except MemoryError as error:
+        sys.exit(f"loraplex: not enough memory: {error}; send fewer or shorter prompts")
     except KeyboardInterrupt:
         sys.exit(130)

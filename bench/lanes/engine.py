@@ -12,6 +12,7 @@ from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.lanes.engine_bench import Bench, LaneName, LaneOptions
 from loraplex.bench.lanes.engine_table import tables
 from loraplex.bench.load.flags import AtLeastOne, Flag, NotNegative, Several
+from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result_file import write
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import BundleInvalid, LoraplexError
@@ -87,6 +88,7 @@ def engine(
         Folder for the plots as PNGs.
     """
     try:
+        prepare(*filter(None, (json, html, plots and plots / "latency.png")))
         bench = Bench(
             Bundle.open(bundle),
             lanes=lane,
@@ -116,3 +118,5 @@ def engine(
     except LoraplexError as error:
         print(f"loraplex: {error.message}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f"loraplex: {error}")

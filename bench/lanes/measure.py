@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from msgspec import Struct
@@ -63,8 +64,10 @@ BRIEF = (
 
 
 def measured(run: Run) -> dict[str, float]:
-    """Every figure that the run has, in the order of MEASURES."""
+    """Every figure that the run has, in the order of MEASURES; no latencies where no request succeeded."""
     written = document(run, detailed=False)
+    if not run.totals.completed:  # then they are 0, as in vLLM's file
+        written = {key: value for key, value in written.items() if not key.endswith("_ms")}
     found: dict[str, Any] = written | written["fairness"] | _cold(run)
     return {key: float(found[key]) for key in MEASURES if found.get(key) is not None}
 
@@ -80,8 +83,8 @@ def _cold(run: Run) -> dict[str, float]:
     """Medians over the adapters that were loaded anew."""
     if not run.cold:
         return {}
-    loads = sorted(1000 * each.load_seconds for each in run.cold)
-    firsts = sorted(each.cold_ttft_ms for each in run.cold)
-    switches = sorted(each.switch_ms for each in run.cold)
-    middle = len(run.cold) // 2
-    return {"cold_load_ms": loads[middle], "cold_ttft_ms": firsts[middle], "switch_ms": switches[middle]}
+    return {
+        "cold_load_ms": median(1000 * each.load_seconds for each in run.cold),
+        "cold_ttft_ms": median(each.cold_ttft_ms for each in run.cold),
+        "switch_ms": median(each.switch_ms for each in run.cold),
+    }

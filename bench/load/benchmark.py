@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from loraplex.bench.errors import ServerFailed
+from loraplex.bench.errors import OptionsInvalid, ServerFailed
 from loraplex.bench.load.client import Client, opened
 from loraplex.bench.load.cold import measure_cold, paths
 from loraplex.bench.load.dataset import load_prompts
@@ -24,8 +24,7 @@ from loraplex.bench.load.target import Target
 from loraplex.bench.load.vocabulary import Vocabulary
 from loraplex.bench.load.workload import Planned, Workload, mix_of
 from loraplex.bench.machine import machine
-from loraplex.bench.results import statistics
-from loraplex.bench.results.output import command_line
+from loraplex.bench.results import output, statistics
 from loraplex.bench.results.result import ColdLoad, Configuration, Request, Run, Summary
 
 
@@ -49,7 +48,9 @@ def check(options: Options) -> None:
     _ = options.target.headers, options.target.extra, paths(options.cold), mix_of(options.adapters)
     if options.adapters.adapters or options.adapters.adapter_mix:
         assign(mix_of(options.adapters), options.adapters.adapters, 1, options.data.seed)
+    options.target.check()
     options.traffic.check(options.data)
+    output.check(report)
 
 
 async def benchmark(options: Options) -> Run:
@@ -83,7 +84,7 @@ async def benchmark(options: Options) -> Run:
         ramp_up_strategy=traffic.ramp_up_strategy,
         ramp_up_start_rps=traffic.ramp_up_start_rps,
         ramp_up_end_rps=traffic.ramp_up_end_rps,
-        command=command_line(target.api_key, options.cold.admin_key, *target.headers.values()),
+        command=output.command_line(target.api_key, options.cold.admin_key, *target.headers.values()),
         url=target.url + target.path,
         server=await version_of(target),
         machine=machine(),
@@ -158,5 +159,10 @@ def _vocabulary(data: Data, model: str) -> Vocabulary | None:
     if data.tokenizer is not None:
         return Vocabulary(data.tokenizer)
     if data.dataset_name in ("random", "prefix_repetition", "trace", "timed_trace") or Path(model).is_dir():
+        if "/" not in model and not Path(model).exists():
+            raise OptionsInvalid(
+                f"no tokenizer for {model}: that is neither a folder nor the OWNER/NAME of a model on the Hugging Face "
+                "hub. Give --tokenizer a folder with tokenizer.json, a bundle, or a model of the hub"
+            )
         return Vocabulary(model)
     return None

@@ -21,6 +21,7 @@ PAUSE_SECONDS = 1.0
 async def model_of(target: Target) -> tuple[str, str]:
     """What requests ask for, and what the results call it: of the flags, or else the first of /v1/models.
 
+    The latter is its `root` where there is one, as in vLLM, where that names the checkpoint and so the tokenizer.
     Raises ServerFailed.
     """
     if target.model is not None:
@@ -29,11 +30,17 @@ async def model_of(target: Target) -> tuple[str, str]:
     try:
         found = await _get(target, url)
         first = found["data"][0]["id"]
+        root = found["data"][0].get("root") or first
+    except aiohttp.ClientResponseError as error:
+        raise ServerFailed(
+            f"{url} answers {error.status} {error.message}: name a server of the OpenAI API by --base-url, its key by "
+            "--api-key, or the model by --model"
+        ) from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise ServerFailed(f"{url} does not answer: {error}. Start the server, or name it by --base-url") from None
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError) as error:
+    except (msgspec.DecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ServerFailed(f"{url} lists no model: {error!r}. Name one by --model") from None
-    return target.served_model_name or first, first
+    return target.served_model_name or first, root
 
 
 async def version_of(target: Target) -> dict[str, str]:

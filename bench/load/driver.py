@@ -70,8 +70,8 @@ async def drive(client: Client, plan: Sequence[Planned], concurrency: int | None
 
     tasks = []
     for planned in plan:
-        wait = began + planned.at - time.perf_counter()
-        if wait > 0:
+        # uvloop's timers are in whole milliseconds, and may end too soon.
+        while (wait := began + planned.at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         if planned.rate is not None:
             _note(changes, planned.rate)

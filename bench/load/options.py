@@ -36,7 +36,7 @@ class Data:
     num_prompts: AtLeastOne = 1000
     "Requests to send; a shorter dataset is repeated, but not a trace."
 
-    seed: int = 0
+    seed: NotNegative = 0
     "Of prompts, arrivals and the adapter mix."
 
     tokenizer: str | None = None

@@ -14,6 +14,7 @@ from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.benchmark import Options, benchmark, check
 from loraplex.bench.load.steps import Steps
 from loraplex.bench.results import result_file
+from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result import Run
 
 SUMMARY = "sweep.json"
@@ -60,6 +61,7 @@ async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Po
     """Run step after step, writing each run to `folder`, and the summary in the end. Raises what `benchmark` does."""
     check(options)
     steps.check(options.traffic)
+    prepare(folder / SUMMARY)
     if options.data.dataset_name in ("trace", "timed_trace") and options.traffic.self_timed is not False:
         raise OptionsInvalid("a trace sets its own load: give --no-self-timed")
     runs: list[Run] = []

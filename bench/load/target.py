@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.flags import Flag, NotNegative, OverZero, Several, json_object, pairs
 
 Backend = Literal["openai", "vllm", "openai-chat"]
@@ -61,6 +62,17 @@ class Target:
 
     extra_body: str | None = None
     "JSON object with fields to send in every request."
+
+    def check(self) -> None:
+        """Raises OptionsInvalid."""
+        if self.base_url is None:
+            return
+        if not self.base_url.startswith(("http://", "https://")):
+            raise OptionsInvalid(f"--base-url {self.base_url} has no scheme: give http://{self.base_url}")
+        if self.url.endswith("/v1") and self.path.startswith("/v1/"):
+            raise OptionsInvalid(
+                f"--base-url {self.base_url} ends with /v1, which --endpoint begins with: leave it out"
+            )
 
     @property
     def url(self) -> str:

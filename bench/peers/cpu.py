@@ -17,12 +17,12 @@ from pathlib import Path
 
 from cyclopts import App
 
-from loraplex.bench.errors import BenchFailed
 from loraplex.bench.peers.comparison import Case, Comparison
 from loraplex.bench.peers.llamacpp import llama_server as started_llama_server
 from loraplex.bench.peers.olive_loop import olive_loop
 from loraplex.bench.peers.ours import loraplex
 from loraplex.bench.peers.transformers_peft import transformers_peft
+from loraplex.server.errors import LoraplexError
 
 STREAMS = 64
 SHORT, LONG, ANSWER = 64, 1024, 32
@@ -83,8 +83,8 @@ def main(
             print(f"{comparison.markdown()}\n\n{comparison.provenance()}")
             if results is not None:
                 comparison.save(results)
-    except BenchFailed as error:
-        sys.exit(f"loraplex: {error.message}")
+    except (LoraplexError, OSError) as error:
+        sys.exit(f"loraplex: {error}")
 
 
 if __name__ == "__main__":

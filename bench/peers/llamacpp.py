@@ -85,8 +85,7 @@ def convert(work: Path, llama_cpp: Path, llama_quantize: Path, /) -> None:
 @app.command
 def serve(work: Path, llama_server_program: Path, /, *, threads: int = 2, slots: int = SLOTS, port: int = 0) -> None:
     """Start it and stay up."""
-    with llama_server(work, llama_server_program, threads=threads, slots=slots, port=port) as peer:
-        stay(peer)
+    stay(llama_server(work, llama_server_program, threads=threads, slots=slots, port=port))
 
 
 @app.command

@@ -97,8 +97,7 @@ def serve_here(bundle: Path, /, *, port: int, threads: int) -> None:
 def main(work: Path, /, *, threads: int = 2, port: int = 0) -> None:
     """Start it and stay up."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    with olive_loop(work, threads=threads, port=port) as peer:
-        stay(peer)
+    stay(olive_loop(work, threads=threads, port=port))
 
 
 if __name__ == "__main__":

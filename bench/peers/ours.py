@@ -40,8 +40,7 @@ def loraplex(work: Path, *, threads: int, streams: int = 16, engine: str = "batc
 @app.default
 def main(work: Path, /, *, threads: int = 2, engine: str = "batched", port: int = 0) -> None:
     """Start it and stay up."""
-    with loraplex(work, threads=threads, engine=engine, port=port) as peer:
-        stay(peer)
+    stay(loraplex(work, threads=threads, engine=engine, port=port))
 
 
 if __name__ == "__main__":

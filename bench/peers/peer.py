@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import psutil
 from msgspec import Struct
 
 from loraplex.bench.errors import ServerFailed
+from loraplex.server.errors import LoraplexError
 
 START = 240.0
 """Seconds a server may take until it answers."""
@@ -104,10 +107,16 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def stay(peer: Peer) -> None:
-    """Say what runs, and keep it up until Ctrl-C."""
-    print(f"{peer.describe()}\n\nReady on {peer.url}; Ctrl-C ends it.", flush=True)
+def stay(starting: AbstractContextManager[Peer]) -> None:
+    """Start it, say what runs, and keep it up until Ctrl-C. Ends the command with status 1 where it does not start."""
+    # A shell's `kill` would leave the server behind, and a job in its background ignores Ctrl-C's signal.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.default_int_handler)
     try:
-        psutil.Process(peer.pid).wait()
+        with starting as peer:
+            print(f"{peer.describe()}\n\nReady on {peer.url}; Ctrl-C ends it.", flush=True)
+            psutil.Process(peer.pid).wait()
+    except (LoraplexError, OSError) as error:
+        sys.exit(f"loraplex: {error}")
     except (KeyboardInterrupt, psutil.NoSuchProcess):
         return

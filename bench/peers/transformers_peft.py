@@ -138,8 +138,7 @@ def serve_here(work: Path, /, *, port: int, threads: int, dtype: Dtype, batch: i
 @app.default
 def main(work: Path, /, *, threads: int = 2, dtype: Dtype = "float32", batch: int = 64, port: int = 0) -> None:
     """Start it and stay up."""
-    with transformers_peft(work, threads=threads, dtype=dtype, batch=batch, port=port) as peer:
-        stay(peer)
+    stay(transformers_peft(work, threads=threads, dtype=dtype, batch=batch, port=port))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from loraplex.bench.errors import BenchFailed
 from loraplex.bench.lanes.measure import BRIEF, MEASURES, text
 from loraplex.bench.results.comparison import By, Figure, Point
 from loraplex.bench.results.comparison import compare as compare_runs
+from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result_file import read
 
 NOTED = 0.03
@@ -55,6 +56,7 @@ def compare(
         Page to write it to.
     """
     try:
+        prepare(*(path for path in (json, html) if path is not None))
         files = {path: read(path) for path in results}
         found = compare_runs(files, tuple(MEASURES) if all_metrics else BRIEF, by)
     except BenchFailed as error:
@@ -72,12 +74,15 @@ def compare(
     if warn_below is not None:
         for line in found.below(warn_below):
             print(f"warning: {line}", file=sys.stderr)
-    if json is not None:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    if html is not None:
-        from loraplex.bench.results.report import write_comparison
+    try:
+        if json is not None:
+            json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        if html is not None:
+            from loraplex.bench.results.report import write_comparison
 
-        write_comparison(found, [run for runs in files.values() for run in runs], html)
+            write_comparison(found, [run for runs in files.values() for run in runs], html)
+    except OSError as error:
+        sys.exit(f"loraplex: {error}")
 
 
 def _table(baseline: str, others: Sequence[str], point: Point) -> Table:

@@ -6,6 +6,7 @@ counts. A *point* is a load that several sides were put under: a request rate an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -72,10 +73,11 @@ def compare(files: Mapping[Path, Sequence[Run]], measures: Sequence[str], by: By
     ResultInvalid where there is one side only.
     """
     rounds: dict[str, dict[str, list[Run]]] = {}
+    stems = Counter(path.stem for path in files)
     for path, runs in files.items():
         for run in runs:
             label = run.configuration.label
-            side, point = path.stem, load_of(run)
+            side, point = path.stem if stems[path.stem] == 1 else str(path), load_of(run)
             if by == "label":
                 side = label or side
             elif label:
@@ -159,6 +161,7 @@ def _shape(run: Run) -> dict[str, float | str]:
         "prompt tokens a request": round(run.totals.total_input_tokens / done, 1),
         "output tokens a request": round(run.totals.total_output_tokens / done, 1),
         "requests": asked.num_prompts or run.totals.completed,
+        "failed requests": run.totals.failed,
         "dataset": asked.dataset or "not told",
         "seed": asked.seed,
     }

@@ -38,11 +38,11 @@ def write(run: Run, path: Path) -> None:
                     each.model,
                     f"{each.start:.6f}",
                     f"{each.queue * 1000:.3f}",
-                    f"{each.ttft * 1000:.3f}",
-                    f"{tpot(each) * 1000:.3f}",
+                    _milliseconds(each.ttft),
+                    _milliseconds(tpot(each)),
                     f"{sum(itls) / len(itls) * 1000:.3f}" if itls else "",
                     f"{max(itls) * 1000:.3f}" if itls else "",
-                    f"{each.latency * 1000:.3f}",
+                    _milliseconds(each.latency),
                     each.input_tokens,
                     each.output_tokens,
                     chunks(each),
@@ -51,3 +51,8 @@ def write(run: Run, path: Path) -> None:
                     each.error,
                 )
             )
+
+
+def _milliseconds(seconds: float) -> str:
+    """Nothing for a time that a request does not have, which would draw means down."""
+    return f"{seconds * 1000:.3f}" if seconds else ""

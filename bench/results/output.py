@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.options import Report
 from loraplex.bench.results import csv_file, result_file
 from loraplex.bench.results.result import Configuration, Run
 
 
+def check(report: Report) -> None:
+    """Make the folders of every file that the flags ask for, before a run whose figures would be lost.
+
+    Raises OptionsInvalid.
+    """
+    files = [report.csv, report.html, report.plots and report.plots / "latency.png"]
+    if report.save_result or report.append_result:
+        files.append(report.result_dir / (report.result_filename or "run.json"))
+    prepare(*filter(None, files))
+
+
+def prepare(*files: Path) -> None:
+    """Make the folders of files that will be written. Raises OptionsInvalid where a file cannot be."""
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionsInvalid(f"{file} cannot be written: {file.parent}: {error.strerror}") from None
+        if file.is_dir():
+            raise OptionsInvalid(f"{file} cannot be written: it is a folder")
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise OptionsInvalid(f"{file} cannot be written: permission denied")
+
+
 def save(run: Run, report: Report) -> list[Path]:
     """Write every file that the flags ask for; returns them. Raises OSError."""
-    written = write_plots([run], report)
+    written = []
     if report.save_result or report.append_result:
         path = report.result_dir / (report.result_filename or file_name(run.configuration))
         result_file.write(run, path, detailed=report.save_detailed, append=report.append_result)
@@ -22,7 +48,7 @@ def save(run: Run, report: Report) -> list[Path]:
     if report.csv is not None:
         csv_file.write(run, report.csv)
         written.append(report.csv)
-    return written
+    return [*written, *write_plots([run], report)]
 
 
 def write_plots(runs: Sequence[Run], report: Report) -> list[Path]:

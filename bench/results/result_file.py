@@ -110,10 +110,17 @@ def read(path: Path) -> list[Run]:
     except OSError as error:
         raise ResultInvalid(f"{path}: {error.strerror}") from error
     try:
-        return [_run(msgspec.json.decode(content, type=dict[str, Any]))]
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        found = msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
         lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
         if len(lines) < 2:
+            raise ResultInvalid(f"{path} is no result of `bench serve`: {error}") from error
+    else:
+        if isinstance(found, dict) and "points" in found:
+            raise ResultInvalid(f"{path} is the summary of a sweep: give the files of its steps, which are beside it")
+        try:
+            return [_run(msgspec.convert(found, dict[str, Any]))]
+        except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
             raise ResultInvalid(f"{path} is no result of `bench serve`: {_reason(error)}") from error
     runs = []
     for number, line in lines:

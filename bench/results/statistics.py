@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -78,17 +78,19 @@ def distribution(seconds: Sequence[float], percentiles: Sequence[float]) -> Dist
 
 
 def fairness(requests: Sequence[Request]) -> Fairness:
-    """Over the models that had a successful request with a token."""
-    of_model = defaultdict(list)
+    """Over the models that were asked; one that got no token has a rate of 0, and no TTFT."""
+    of_model: dict[str, list[Request]] = {each.model: [] for each in requests}
     for each in requests:
         if each.error_kind is None and each.output_tokens and each.latency > 0:
             of_model[each.model].append(each)
-    if len(of_model) < 2:
+    served = [found for found in of_model.values() if found]
+    if len(of_model) < 2 or not served:
         return Fairness()
-    rates = [
-        sum(each.output_tokens for each in found) / sum(each.latency for each in found) for found in of_model.values()
-    ]
-    first = [sum(each.ttft for each in found) / len(found) for found in of_model.values()]
+    rates = [sum(each.output_tokens for each in found) / sum(each.latency for each in found) for found in served]
+    rates += [0.0] * (len(of_model) - len(served))
+    if len(served) < 2:
+        return Fairness(jain(rates))
+    first = [sum(each.ttft for each in found) / len(found) for found in served]
     return Fairness(jain(rates), jain(first), max(first) / min(first) if min(first) > 0 else None)
 
 

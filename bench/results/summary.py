@@ -23,6 +23,9 @@ def warnings(run: Run) -> list[str]:
     """What makes the figures doubtful."""
     found = []
     share, tokens = run.client.core_share, run.tokens
+    done, failed = run.totals.completed, run.totals.failed
+    if done and failed:
+        found.append(f"{failed} of {done + failed} requests failed: latencies are of the others")
     if share > BUSY:
         found.append(
             f"the client took {share:.0%} of a core: the latencies may be its own; lower the load, or run two clients"
@@ -36,7 +39,8 @@ def warnings(run: Run) -> list[str]:
     if tokens.fewer_chunks:
         found.append(
             f"{tokens.fewer_chunks} answers had fewer chunks than tokens (all together {tokens.chunks} chunks, "
-            f"{tokens.usage_tokens} tokens): tokens came several at once, or without text, and ITL is between chunks"
+            f"{tokens.usage_tokens} tokens): tokens came several at once, or without text; ITL is between chunks, and "
+            "the peak throughput counts chunks"
         )
     return found
 
@@ -104,19 +108,18 @@ def _adapters(run: Run) -> list[str]:
     rows += [[name, *_row(found)] for name, found in run.adapters.items()]
     fair = run.fairness
     lines = [f"{'By adapter (latencies: mean)':-^{WIDTH}}", *columns(rows)]
-    if fair.jain_stream_rate is not None and fair.jain_mean_ttft is not None:
-        lines += [
-            f"{'Fairness between adapters (1 is even)':-^{WIDTH}}",
-            _line("Jain index of tokens/s per request:", f"{fair.jain_stream_rate:.4f}"),
-            _line("Jain index of mean TTFT:", f"{fair.jain_mean_ttft:.4f}"),
-        ]
+    if fair.jain_stream_rate is not None:
+        lines.append(f"{'Fairness between adapters (1 is even)':-^{WIDTH}}")
+        lines.append(_line("Jain index of tokens/s per request:", f"{fair.jain_stream_rate:.4f}"))
+    if fair.jain_mean_ttft is not None:
+        lines.append(_line("Jain index of mean TTFT:", f"{fair.jain_mean_ttft:.4f}"))
     if fair.ttft_spread is not None:
         lines.append(_line("Largest mean TTFT / smallest:", fair.ttft_spread))
     return lines
 
 
 def _row(found: Summary) -> list[str]:
-    latencies = found.latencies
+    latencies = found.latencies if found.completed else {}
     means = [f"{latencies[metric].mean:.2f}" if metric in latencies else "" for metric in METRICS]
     last = latencies["ttft"].percentiles.get("99") if "ttft" in latencies else None
     tail = "" if last is None else f"{last:.2f}"

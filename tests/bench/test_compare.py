@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loraplex.bench.results.result import Run
@@ -124,7 +125,13 @@ def test_many_sides_take_several_tables(cli: Cli, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "No such file"), ("{}", "it has no 'duration'"), ("no json", "no result of `bench serve`")],
+    [
+        (None, "No such file"),
+        ("{}", "it has no 'duration'"),
+        ("[]", "no result of `bench serve`"),
+        ("no json", "no result of `bench serve`"),
+        ('{\n"points": []\n}', "is the summary of a sweep"),
+    ],
 )
 def test_what_is_no_result_is_named(cli: Cli, tmp_path: Path, content: str | None, message: str) -> None:
     bad, (good,) = tmp_path / "bad.json", save(tmp_path, good=make_run())
@@ -134,6 +141,38 @@ def test_what_is_no_result_is_named(cli: Cli, tmp_path: Path, content: str | Non
     assert ended.status == 2
     assert str(bad) in ended.err
     assert message in ended.err
+
+
+def test_a_file_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> None:
+    paths = save(tmp_path, a=make_run("a"), b=make_run("b"))
+    for flag in ("--json", "--html"):
+        ended = cli("bench", "compare", *paths, flag, paths[0] / "out")
+        assert ended.status == 2
+        assert f"{paths[0] / 'out'} cannot be written" in ended.err
+
+
+def test_files_with_one_name_in_two_folders_are_two_sides(cli: Cli, tmp_path: Path) -> None:
+    (one,), (two,) = save(tmp_path / "before", run=make_run("same")), save(tmp_path / "after", run=make_run("same"))
+    ended = cli("bench", "compare", one, two, "--by", "file", "--json", tmp_path / "out.json")
+    assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "out.json").read_text())["sides"] == [str(one), str(two)]
+
+
+def test_a_run_without_any_success_has_no_latencies_to_compare(cli: Cli, tmp_path: Path) -> None:
+    run = make_run("b")
+    totals = msgspec.structs.replace(run.totals, completed=0, failed=4)
+    paths = save(tmp_path, a=make_run("a"), b=msgspec.structs.replace(run, totals=totals))
+    assert cli("bench", "compare", *paths, "--json", tmp_path / "out.json").status == 0
+    found = figures(tmp_path / "out.json")
+    assert set(found["median_ttft_ms"]) == {"a"}
+    assert set(found["failed"]) == {"a", "b"}
+
+
+def test_failures_on_one_side_are_warned_of(cli: Cli, tmp_path: Path) -> None:
+    run = make_run("b")
+    failing = msgspec.structs.replace(run, totals=msgspec.structs.replace(run.totals, failed=3))
+    ended = cli("bench", "compare", *save(tmp_path, a=make_run("a"), b=failing))
+    assert "failed requests 0 of a, 3 of b" in ended.err
 
 
 def test_one_side_alone_is_nothing_to_compare(cli: Cli, tmp_path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loraplex.bench.errors import ServerFailed
@@ -54,6 +58,24 @@ def test_olives_loop_answers_as_the_generator_lane_does(work: Path, ours: Peer) 
         assert texts(peer, [None, 0, 5]) == texts(ours, [None, 0, 5])
         assert "one request at a time" in peer.describe()
         assert "onnxruntime-genai" in peer.versions
+
+
+def test_a_starter_that_is_ended_takes_its_server_along(work: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "loraplex.bench.peers.ours", str(work), "--threads", "1", "--engine", "generator"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        url = next(found[1] for line in starter.stdout if (found := re.match(r"Ready on (\S+);", line)))
+        assert httpx.get(f"{url}/health").is_success
+        starter.terminate()
+        assert starter.wait(60) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+    command[3] = str(tmp_path)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        f"loraplex: {tmp_path}/bundle is not a bundle: it has no bundle.json\n",
+    )
 
 
 def test_a_row_of_transformers_batch_has_its_own_adapter(work: Path) -> None:

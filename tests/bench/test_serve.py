@@ -75,6 +75,7 @@ def test_errors_are_counted_by_kind_and_do_not_end_the_run(
     ended = cli(*custom(scripted, questions), *flags, "--save-result", "--result-dir", tmp_path)
     assert ended.status == 0
     assert "http_429:queue_full:                     3" in ended.out
+    assert "warning: 9 of 12 requests failed: latencies are of the others" in ended.out
     assert "Too many wait" in ended.out
     (path,) = tmp_path.glob("openai-infqps-steady-*.json")
     (run,) = read(path)
@@ -235,13 +236,16 @@ def test_plots_are_written(cli: Cli, scripted: Scripted, questions: Path, tmp_pa
     assert [path for path in folder.iterdir() if path.read_bytes().startswith(b"\x89PNG")]
 
 
-def test_a_file_that_cannot_be_written_is_an_error_after_the_table(
-    cli: Cli, scripted: Scripted, questions: Path
+@pytest.mark.parametrize("command", ["serve", "sweep"])
+@pytest.mark.parametrize("flag", ["--csv", "--html", "--plots", "--result-dir"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(
+    cli: Cli, scripted: Scripted, questions: Path, command: str, flag: str
 ) -> None:
-    ended = cli(*custom(scripted, questions), "--csv", questions / "run.csv")
-    assert ended.status == 1
-    assert "Successful requests:" in ended.out
-    assert str(questions) in ended.err
+    ended = cli("bench", command, *custom(scripted, questions)[2:], flag, questions / "out", "--save-result")
+    assert ended.status == 2
+    assert f"{questions / 'out'}" in ended.err
+    assert "cannot be written" in ended.err
+    assert not scripted.bodies
 
 
 def test_variables_of_the_server_are_not_meant_for_its_clients(
@@ -287,6 +291,9 @@ def test_variables_of_the_server_are_not_meant_for_its_clients(
         (("--tokenizer", "no/such/folder/here"), "no tokenizer for no/such/folder/here"),
         (("--skip-tokenizer-init",), "needs a tokenizer"),
         (("--random-input-len", "1"), "raise it"),
+        (("--seed", "-1"), "Must be >= 0"),
+        (("--base-url", "127.0.0.1:8000"), "give http://127.0.0.1:8000"),
+        (("--base-url", "http://127.0.0.1:8000/v1"), "ends with /v1"),
     ],
 )
 def test_bad_flags_are_refused_with_status_2(
@@ -294,7 +301,8 @@ def test_bad_flags_are_refused_with_status_2(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     defaults = () if "--tokenizer" in flags or "--skip-tokenizer-init" in flags else ("--tokenizer", DEMO)
-    ended = cli("bench", "serve", "--base-url", scripted.url, *defaults, *flags)
+    server = () if "--base-url" in flags else ("--base-url", scripted.url)
+    ended = cli("bench", "serve", *server, *defaults, *flags)
     assert ended.status == 2, ended
     assert reason in " ".join((ended.err + ended.out).replace("│", " ").split())
     assert not scripted.bodies
@@ -315,6 +323,22 @@ def test_a_sweep_that_cannot_be_is_refused(cli: Cli, flags: tuple[str, ...], rea
     ended = cli("bench", "sweep", "--tokenizer", DEMO, *flags)
     assert ended.status == 2
     assert reason in ended.err
+
+
+def test_the_name_of_a_model_that_no_hub_has_is_not_looked_up(
+    cli: Cli, scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenizers.Tokenizer.from_pretrained", lambda _: pytest.fail("asked the hub"))
+    ended = cli("bench", "serve", "--base-url", scripted.url)
+    assert ended.status == 2
+    assert "no tokenizer for steady" in ended.err
+    assert "Give --tokenizer" in ended.err
+
+
+def test_prompts_that_no_memory_holds_are_too_many(cli: Cli, scripted: Scripted) -> None:
+    ended = cli("bench", "serve", "--base-url", scripted.url, "--tokenizer", DEMO, "--random-input-len", str(10**13))
+    assert ended.status == 1
+    assert "not enough memory" in ended.err
 
 
 def test_a_server_that_is_not_there_is_named(cli: Cli) -> None:

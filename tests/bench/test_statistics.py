@@ -122,7 +122,11 @@ def test_fairness_tells_an_adapter_that_waits() -> None:
     assert found.jain_mean_ttft == pytest.approx(jain([0.1, 0.3]))
     assert found.jain_stream_rate == pytest.approx(jain([2 / 0.2, 2 / 0.4]))
     assert found.ttft_spread == pytest.approx(3)
-    assert fairness([request("a"), FAILED]) == Fairness(None, None, None)
+
+
+def test_fairness_counts_an_adapter_that_got_nothing() -> None:
+    assert fairness([request("a"), FAILED]) == Fairness(0.5, None, None)
+    assert fairness([request("a")]) == fairness([FAILED]) == Fairness(None, None, None)
 
 
 def test_tokens_are_checked_against_chunks() -> None:
