@@ -71,7 +71,7 @@ async def drive(client: Client, plan: Sequence[Planned], concurrency: int | None
     tasks = []
     for planned in plan:
         # uvloop's timers are in whole milliseconds, and may end too soon.
-        while (wait := began + planned.at - time.perf_counter()) > 0:
+        while (wait := began + planned.at - time.perf_counter()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(wait)
         if planned.rate is not None:
             _note(changes, planned.rate)

@@ -70,8 +70,9 @@ def test_linked_with_the_fused_operator(built: Built, paged: Path, tmp_path: Pat
     ranks = dict.fromkeys(built.bundle.manifest.base.projections, 9)
     linked = link_slots(paged, ranks, 3, tmp_path / "cache", library)
     found = nodes(linked.folder)
-    branches = [node for node in found if node.name.startswith("lora/")]
-    assert [node.op_type for node in branches] == ["Lora", "Lora", "LoraGated", "Lora"] * 2
+    branches = [node for node in found if node.op_type in ("LoraUp", "LoraUpGated")]
+    assert [node.op_type for node in branches] == ["LoraUp", "LoraUp", "LoraUpGated", "LoraUp"] * 2
+    assert sum(node.op_type == "LoraDown" for node in found) == len(branches)
     assert not {"Split", "Sigmoid"} & {node.op_type for node in found}
     attributes = {attribute.name: attribute for attribute in branches[0].attribute}
     assert (attributes["ranks"].i, attributes["slots"].i, len(attributes["widths"].ints)) == (16, 3, 3)
@@ -86,7 +87,9 @@ def test_projections_without_ranks_get_no_operator(paged: Path, tmp_path: Path) 
     library = tmp_path / "liblora.so"
     library.write_bytes(b"")
     linked = link_slots(paged, {"0.attn.o_proj": 4}, 3, tmp_path / "cache", library)
-    assert [node.name for node in nodes(linked.folder) if node.op_type.startswith("Lora")] == ["lora/0.attn.o_proj"]
+    operators = [node for node in nodes(linked.folder) if node.op_type.startswith("Lora")]
+    assert [node.op_type for node in operators] == ["LoraDown", "LoraUp"]
+    assert all("layers.0/attn/o_proj" in node.name or "0.attn.o_proj" in node.name for node in operators)
 
 
 def test_cpu_graphs_take_stock_operators(built: Built, paged: Path) -> None:

@@ -22,7 +22,7 @@ LATER = "{% if messages|length > 1 %}%s{% endif %}fine"
 
 HOSTILE = {
     "a product": "{{ 'a' * 10 ** 10 }}",
-    "a power": "{{ 10 ** (10 ** 9) }}",
+    "a power": "{{ 10 ** (messages|length * 10 ** 9) }}",  # a constant would be computed while it is compiled
     "a sum": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
     "a width": "{{ '%2000000000d' % 1 }}",
     "a format": "{{ '{:2000000000}'.format(1) }}",
