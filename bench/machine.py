@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -12,16 +11,17 @@ from pathlib import Path
 
 import psutil
 
+from loraplex.server.settings import usable_cores
+
 PACKAGES = ("loraplex", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda")
 """What serving depends on; each is told where it is installed."""
 
 
 def machine() -> dict[str, str]:
     """Processor, cores, memory, GPUs and Python, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {
         "processor": processor(),
-        "cores": str(cores),
+        "cores": str(usable_cores()),
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),

@@ -220,7 +220,7 @@ def _draft(output: Path) -> Iterator[Path]:
         draft = Path(scratch) / "bundle"
         draft.mkdir()
         yield draft
-        _put_in_place(draft, output, Path(scratch) / "replaced")
+        put_in_place(draft, output, Path(scratch) / "replaced")
 
 
 def _check_names(name: str, adapters: Mapping[str, Path], extras: Extras) -> None:
@@ -241,7 +241,7 @@ def _check_names(name: str, adapters: Mapping[str, Path], extras: Extras) -> Non
             raise BuildFailed(f"there is no adapter {min(unknown)!r} to describe")
 
 
-def _put_in_place(draft: Path, output: Path, replaced: Path) -> None:
+def put_in_place(draft: Path, output: Path, replaced: Path) -> None:
     """Rename the draft to its final name, and back what stood there if that fails."""
     if output.exists():
         output.rename(replaced)

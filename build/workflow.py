@@ -32,6 +32,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from loraplex.build.assembly import put_in_place
 from loraplex.build.errors import StepFailed, first_line
 from loraplex.build.exhaustion import disk_full
 from loraplex.build.failure import lack_of_room, missing, reason, size
@@ -105,16 +106,9 @@ def place(bundle: Path, output: Path, command: str) -> None:
 
 
 def _place(bundle: Path, output: Path, scratch: Path) -> None:
-    draft, replaced = scratch / "bundle", scratch / "replaced"
+    draft = scratch / "bundle"
     shutil.copytree(bundle, draft, copy_function=_link_or_copy)
-    if output.exists():
-        output.rename(replaced)
-    try:
-        draft.rename(output)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(output)
-        raise
+    put_in_place(draft, output, scratch / "replaced")
 
 
 def _link_or_copy(source: str, target: str) -> None:

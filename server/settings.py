@@ -27,9 +27,14 @@ RESERVED_FILES = 128
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 
 
+def usable_cores() -> int:
+    """Cores this process may run on. Hyperthreads count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def physical_cores() -> int:
     """Cores this process may run on; hyperthreads do not count, since decoding waits for memory, not for arithmetic."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 

@@ -16,13 +16,11 @@ from rich.text import Text
 
 from loraplex.bench.errors import BenchFailed
 from loraplex.bench.lanes.measure import BRIEF, MEASURES, text
-from loraplex.bench.results.comparison import By, Figure, Point
+from loraplex.bench.results.comparison import NOTED, By, Figure, Point
 from loraplex.bench.results.comparison import compare as compare_runs
 from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result_file import read
 
-NOTED = 0.03
-"""Gains and losses smaller than this are noise on most machines, and get no colour."""
 TITLE, COLUMN, RATIO = 38, 16, 10
 """Characters that a metric's name, a side and its ratio are given."""
 

@@ -21,6 +21,8 @@ from loraplex.bench.results.result import Run
 from loraplex.bench.rounds import load_of
 
 By = Literal["label", "file"]
+NOTED = 0.03
+"""Gains and losses smaller than this are noise on most machines, and get no colour."""
 ALIKE = 0.05
 """How far mean lengths may be apart, as a share, before a shape is called another."""
 

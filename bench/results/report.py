@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from loraplex.bench.lanes.measure import MEASURES, text
 from loraplex.bench.provenance import date, provenance
-from loraplex.bench.results.comparison import Comparison, Figure
+from loraplex.bench.results.comparison import NOTED, Comparison, Figure
 from loraplex.bench.results.plots import course, overview, png, svg
 from loraplex.bench.results.result import Run
 from loraplex.bench.rounds import Rounds, grouped
@@ -27,8 +27,6 @@ HEADINGS = {
 }
 MOST_SECTIONS = 12
 """Runs that get a section of their own."""
-NOTED = 0.03
-"""Gains and losses smaller than this get no colour."""
 
 
 class Section(Struct, frozen=True):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from loraplex.server.errors import BundleInvalid
+from loraplex.server.settings import usable_cores
 from loraplex.server.text.foreign_template import LONGEST_SOURCE, ForeignTemplate, TemplateProcess
 from loraplex.server.text.template import ChatTemplate
 
@@ -68,11 +68,6 @@ class Text:
         async with self._turns:
             encoding = await self.tokenizer.async_encode(text, add_special_tokens=add_special_tokens)
         return list(encoding.ids)
-
-
-def usable_cores() -> int:
-    """Hyperthreads count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
