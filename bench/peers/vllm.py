@@ -11,14 +11,10 @@ goes to WORK/vllm.json. Takes 20 GB of disk and 120 GB of GPU memory; with --tin
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import socket
 import subprocess
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +25,7 @@ from cyclopts import App
 
 from loraplex.bench.peers import vllm_engine
 from loraplex.bench.peers.awq_model import Model
+from loraplex.bench.peers.vllm_server import environment, vllm_server
 from loraplex.bench.routed.http import server, wave
 from loraplex.bench.routed.load import Load, Result, median
 from loraplex.server.bundle import read_adapter_manifest
@@ -41,10 +38,6 @@ ADAPTERS = 8
 OUTPUT = 128
 KV_BYTES = 17 * 10**9
 """KV cache of each engine: 160 blocks of 256 tokens, what 32 requests of 1024 + 128 tokens take."""
-START = 400.0
-"""Seconds that an engine may take to be ready."""
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
-
 app = App(help=__doc__)
 
 
@@ -94,7 +87,7 @@ class Theirs:
             stdout=subprocess.PIPE,
             stderr=log.open("wb"),
             text=True,
-            env=_environment(),
+            env=environment(),
         )
 
     def wait(self) -> None:
@@ -186,7 +179,7 @@ class Bench:
         for name, results in found.items():
             self.note(f"{prompt}+{OUTPUT}, {level} requests, {name}", median(results))
 
-    def http(self, levels: list[int]) -> None:
+    def http(self, levels: list[int], long: list[int]) -> None:
         """`loraplex serve` and `vllm serve`, the same clients, in turns."""
         most, model = max(levels), self.model
         with ExitStack() as stack:
@@ -194,7 +187,8 @@ class Bench:
             starting = []
             for weights, checkpoint in ({"int4": model.awq, "float16": model.float16} if self.python else {}).items():
                 log = self.work / f"vllm-serve-{weights}.log"
-                starting.append((weights, stack.enter_context(vllm_server(self.python, checkpoint, model, log, most))))
+                server_of = vllm_server(self.python, checkpoint, model, log, most=most, kv_bytes=KV_BYTES)
+                starting.append((weights, stack.enter_context(server_of)))
             urls = {}
             flags = ["--engine", "routed", "--device", self.device, "--max-running", str(most)]
             flags += ["--link-cache", str(self.work / "cache"), "--kv-cache-mib", str(KV_BYTES >> 20)]
@@ -210,60 +204,19 @@ class Bench:
                 except RuntimeError as error:
                     self.note(f"vLLM {weights}, server", str(error))
             self.note("all servers ready, s", time.perf_counter() - start)
-            for level in levels:
-                found: dict[str, list[Result]] = {name: [] for name in urls}
-                for turn in range(self.rounds + 1):
-                    for name, url in urls.items():
-                        result = wave(url, level, model.names, seed=1000 * turn)
-                        if turn:
-                            found[name].append(result)
-                for name, results in found.items():
-                    self.note(f"HTTP, 128+128, {level} requests, {name}, {ADAPTERS} adapters", median(results))
+            for prompt, some in ((128, levels), (1024, long)):
+                for level in some:
+                    self._waves(urls, prompt, level)
 
-
-class Pending:
-    """A server that is starting."""
-
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.url = url
-        self._process = process
-        self._log = log
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
-                return
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"vllm serve did not start:\n{self._log.read_text()[-3000:]}") from None
-            time.sleep(0.2)
-
-
-@contextmanager
-def vllm_server(python: list[str], checkpoint: Path, model: Model, log: Path, most: int) -> Iterator[Pending]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "2048", "--max-num-seqs", str(most)]
-    command += ["--kv-cache-memory-bytes", str(KV_BYTES), "--gpu-memory-utilization", "0.1"]
-    command += ["--enable-lora", "--max-loras", str(ADAPTERS), "--max-lora-rank", "16", "--disable-uvicorn-access-log"]
-    command += ["--lora-modules", *(f"{name}={folder}" for name, folder in model.peft.items())]
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment())
-    try:
-        yield Pending(process, f"http://127.0.0.1:{port}", log)
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _environment() -> dict[str, str]:
-    """Without what points to this process's packages; -P, where used, keeps this folder's own vllm.py out."""
-    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
-    return own | ENVIRONMENT
+    def _waves(self, urls: dict[str, str], prompt: int, level: int) -> None:
+        found: dict[str, list[Result]] = {name: [] for name in urls}
+        for turn in range(self.rounds + 1):
+            for name, url in urls.items():
+                result = wave(url, level, self.model.names, prompt=prompt, output=OUTPUT, seed=1000 * turn)
+                if turn:
+                    found[name].append(result)
+        for name, results in found.items():
+            self.note(f"HTTP, {prompt}+{OUTPUT}, {level} requests, {name}, {ADAPTERS} adapters", median(results))
 
 
 @app.default
@@ -274,7 +227,7 @@ def main(
     parts: str = "engine,http",
     concurrency: str = "1,8,32,64,128",
     long: str = "8,32",
-    http: str = "1,8,32,64",
+    http: str = "1,8,32,64,128",
     rounds: int = 3,
     base: bool = True,
     vllm_base: bool = True,
@@ -290,7 +243,7 @@ def main(
     if "engine" in parts:
         bench.engines(_numbers(concurrency), _numbers(long), base, vllm_base)
     if "http" in parts:
-        bench.http(_numbers(http))
+        bench.http(_numbers(http), _numbers(long))
 
 
 def _numbers(text: str) -> list[int]:

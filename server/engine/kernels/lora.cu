@@ -38,7 +38,9 @@
 #include <new>
 
 #include "lora_bank.cuh"
+#include "lora_call.cuh"
 #include "lora_kernels.cuh"
+#include "lora_launch.cuh"
 #include "onnxruntime_custom_op.h"
 
 namespace {
@@ -49,95 +51,6 @@ constexpr int kShrinkFewWarps = 32;
 constexpr int kShrinkManyWarps = 8;
 constexpr int kShrinkWarps = 4096;  // of one launch, about as many as the largest GPUs run at a time
 constexpr int kExpandBlocks = 1536;
-
-// Programmatic dependent launch came with compute capability 9.0.
-bool OverlapsLaunches() {
-  static const bool found = [] {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
-  }();
-  return found;
-}
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream, bool overlap,
-                   Arguments... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = overlap && OverlapsLaunches() ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-}
-
-#define RETURN_IF(expression)                            \
-  do {                                                   \
-    if (OrtStatus* status = (expression)) return status; \
-  } while (0)
-
-// A kernel's tensors and stream, in the order of the operator's inputs and outputs.
-struct Call {
-  const OrtApi& api;
-  OrtKernelContext* context;
-
-  OrtStatus* Input(size_t index, void** data, int64_t* dims, size_t rank) const {
-    const OrtValue* value = nullptr;
-    RETURN_IF(api.KernelContext_GetInput(context, index, &value));
-    RETURN_IF(api.GetTensorMutableData(const_cast<OrtValue*>(value), data));
-    OrtTensorTypeAndShapeInfo* info = nullptr;
-    RETURN_IF(api.GetTensorTypeAndShape(value, &info));
-    size_t found = 0;
-    OrtStatus* status = api.GetDimensionsCount(info, &found);
-    if (status == nullptr && found != rank)
-      status = api.CreateStatus(ORT_INVALID_ARGUMENT, "loraplex: an input has an unexpected number of dimensions");
-    if (status == nullptr) status = api.GetDimensions(info, dims, rank);
-    api.ReleaseTensorTypeAndShapeInfo(info);
-    return status;
-  }
-
-  OrtStatus* Output(size_t index, void** data, const int64_t* dims, size_t rank) const {
-    OrtValue* value = nullptr;
-    RETURN_IF(api.KernelContext_GetOutput(context, index, dims, rank, &value));
-    return api.GetTensorMutableData(value, data);
-  }
-
-  OrtStatus* Stream(cudaStream_t* stream) const {
-    return api.KernelContext_GetGPUComputeStream(context, reinterpret_cast<void**>(stream));
-  }
-
-  OrtStatus* OtherShape() const {
-    return api.CreateStatus(ORT_INVALID_ARGUMENT, "loraplex: a linear layer has another shape than was linked");
-  }
-
-  OrtStatus* Result(cudaError_t error) const {
-    return error == cudaSuccess ? nullptr : api.CreateStatus(ORT_EP_FAIL, cudaGetErrorString(error));
-  }
-};
-
-// The stream beside the engine's own. Its kernels go first: they are small, and the linear layer fills the GPU.
-cudaError_t SideStream(cudaStream_t* stream) {
-  static cudaStream_t side = nullptr;
-  static const cudaError_t error = [] {
-    int least = 0, greatest = 0;
-    const cudaError_t unknown = cudaDeviceGetStreamPriorityRange(&least, &greatest);
-    return unknown ? unknown : cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, greatest);
-  }();
-  *stream = side;
-  return error;
-}
-
-cudaError_t Follow(cudaStream_t stream, cudaStream_t first, cudaEvent_t event) {
-  const cudaError_t error = cudaEventRecord(event, first);
-  return error ? error : cudaStreamWaitEvent(stream, event, 0);
-}
-
-// So many blocks for each column of the grid that all together are about `most`.
-unsigned Blocks(int tiles, int columns, int most) { return unsigned(std::min(tiles, std::max(most / columns, 1))); }
 
 struct State {
   const OrtApi* api;

@@ -1,9 +1,9 @@
 // The kernels of lora.cu, which says what they compute.
 //
-// Rows are taken in tiles, up to kTile rows of one adapter, listed by Cut; those that there are come first. How many that
-// is only the GPU knows, so blocks take one after the other until they meet an empty one. Both products go through tensor cores (mma
-// m16n8k16): the rows of a tile by eight ranks or by eight columns at a time. A thread loads sixteen bytes from where
-// the numbers lie, and which of them takes which place in an mma is free as long as both factors agree.
+// How many tiles there are only the GPU knows, so blocks take one after the other until they meet an empty one. Both
+// products go through tensor cores (mma m16n8k16): the rows of a tile by eight ranks or by eight columns at a time. A
+// thread loads sixteen bytes from where the numbers lie, and which of them takes which place in an mma is free as long
+// as both factors agree.
 
 #pragma once
 
@@ -12,12 +12,11 @@
 
 #include <cstdint>
 
+#include "lora_tiles.cuh"
+
 namespace {
 
 constexpr int kMaxModules = 4;
-constexpr int kMaxSlots = 2048;  // the base's among them
-constexpr int kTile = 16;
-constexpr int kCutThreads = 1024;
 constexpr int kExpandWarps = 2;
 constexpr int kWarpColumns = 64;  // that a warp expands
 constexpr int kRankStep = 16;     // ranks of an mma that expands
@@ -41,17 +40,6 @@ struct Widths {
   int end[kMaxModules];
 };
 
-// Some rows of one adapter. An empty tile has a count of 0; rows from `count` on are of no matter, but exist.
-struct Tile {
-  int slot, count, row[kTile];
-};
-
-// As many as there can be for so many rows, of the base and `slots` adapters.
-__host__ __device__ inline int MostTiles(int rows, int slots) {
-  const int adapters = rows < slots + 1 ? rows : slots + 1;
-  return (rows + adapters * (kTile - 1)) / kTile;
-}
-
 __device__ uint4 LoadEight(const __half* address, bool there = true) {
   return there ? *reinterpret_cast<const uint4*>(address) : make_uint4(0, 0, 0, 0);
 }
@@ -67,51 +55,6 @@ __device__ void MultiplyAdd(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// One block. `count` is that of the slots, the base's among them.
-__global__ void Cut(const __half* __restrict__ slots, Tile* __restrict__ tiles, int rows, int count, int most_tiles) {
-  __shared__ int2 ends[kMaxSlots];  // up to each slot: rows, tiles
-  __shared__ int next[kMaxSlots];
-  const auto slot_of = [&](int row) { return min(max(__half2int_rn(slots[row]), 0), count - 1); };
-  for (int slot = threadIdx.x; slot < count; slot += kCutThreads) next[slot] = 0;
-  for (int at = threadIdx.x; at < most_tiles * int(sizeof(Tile) / sizeof(int)); at += kCutThreads)
-    reinterpret_cast<int*>(tiles)[at] = 0;
-  __syncthreads();
-  for (int row = threadIdx.x; row < rows; row += kCutThreads) atomicAdd(&next[slot_of(row)], 1);
-  __syncthreads();
-  for (int slot = threadIdx.x; slot < count; slot += kCutThreads)
-    ends[slot] = make_int2(next[slot], (next[slot] + kTile - 1) / kTile);
-  __syncthreads();
-  for (int step = 1; step < count; step *= 2) {
-    int2 sum[kMaxSlots / kCutThreads];
-#pragma unroll
-    for (int e = 0; e < kMaxSlots / kCutThreads; ++e) {
-      const int slot = threadIdx.x + e * kCutThreads;
-      if (slot >= count) continue;
-      const int2 before = slot >= step ? ends[slot - step] : make_int2(0, 0);
-      sum[e] = make_int2(ends[slot].x + before.x, ends[slot].y + before.y);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int e = 0; e < kMaxSlots / kCutThreads; ++e)
-      if (const int slot = threadIdx.x + e * kCutThreads; slot < count) ends[slot] = sum[e];
-    __syncthreads();
-  }
-  for (int slot = threadIdx.x; slot < count; slot += kCutThreads) {
-    next[slot] = 0;
-    const int2 start = slot ? ends[slot - 1] : make_int2(0, 0);
-    int left = ends[slot].x - start.x;
-    for (int tile = start.y; left > 0; ++tile, left -= kTile) {
-      tiles[tile].slot = slot;
-      tiles[tile].count = min(left, kTile);
-    }
-  }
-  __syncthreads();
-  for (int row = threadIdx.x; row < rows; row += kCutThreads) {
-    const int slot = slot_of(row), place = atomicAdd(&next[slot], 1);
-    tiles[(slot ? ends[slot - 1].y : 0) + place / kTile].row[place % kTile] = row;
-  }
 }
 
 // One block: eight ranks against some of the tiles. The warps share out K and add up.
