@@ -74,9 +74,9 @@ class Comparison:
 
     def _paged_agreements(self) -> list[Agreement]:
         """Greedy tokens of the paged variant with its adapters linked, where there is a GPU to run it."""
-        import onnxruntime_genai as og
+        from loraplex.server.engine import gpu
 
-        if "paged" not in self._bundle.manifest.variants or not og.is_cuda_available():
+        if "paged" not in self._bundle.manifest.variants or gpu.missing():
             return []
         paged = PagedProbe(self._bundle.variant("paged"), self._files, self._scratch / "linked")
         return [self._agreement(paged, name, "paged", _FLOAT16) for name in (None, *self._files)]

@@ -116,10 +116,12 @@ def run_once(folder: Path, adapters: Mapping[str, Path] | None = None) -> None:
     import numpy as np
     import onnxruntime_genai as og
 
+    from loraplex.server.engine import gpu
+
     name = "the base"
     try:
         config = og.Config(str(folder))
-        if not og.is_cuda_available():
+        if gpu.missing():
             config.clear_providers()
         model = og.Model(config)
         loaded = og.Adapters(model)

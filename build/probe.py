@@ -51,12 +51,14 @@ class Probe:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime_genai as og
 
+        from loraplex.server.engine import gpu
+
         self._og = og
         decoder = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]
         self.context_length: int = decoder["context_length"]
         try:
             config = og.Config(str(folder))
-            if not og.is_cuda_available():
+            if gpu.missing():
                 config.clear_providers()
             options = {"intra_op_num_threads": threads}
             config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))

@@ -116,12 +116,12 @@ def _check_base(bundle: Bundle, folder: Path, progress: Callable[[str], object])
 
 
 def _machine() -> dict[str, str]:
-    import onnxruntime_genai as og
+    from loraplex.server.engine import gpu
 
     found = {"processor": platform.processor() or platform.machine(), "system": platform.system()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
-    found["graphs ran on"] = "CUDA" if og.is_cuda_available() else "CPU"
+    found["graphs ran on"] = "CPU" if gpu.missing() else "CUDA"
     for package in ("onnxruntime-genai", "onnxruntime-genai-cuda", "torch", "transformers", "peft", "olive-ai"):
         try:
             found[package] = version(package)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-import psutil
 from cyclopts import Parameter
 from cyclopts.validators import Number
+
+from loraplex.server.machine import physical_cores
 
 if sys.platform != "win32":
     import resource
@@ -25,17 +25,6 @@ RESERVED_FILES = 128
 """Open files that are no connections of clients: logs, pipes, uploads, a connection that is being refused."""
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
-
-
-def usable_cores() -> int:
-    """Cores this process may run on. Hyperthreads count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def physical_cores() -> int:
-    """Cores this process may run on; hyperthreads do not count, since decoding waits for memory, not for arithmetic."""
-    usable = usable_cores()
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 @Parameter(name="*")
@@ -50,13 +39,13 @@ class Settings:
     "Port to listen on; 0 picks a free one."
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    "Where the model runs; auto is cuda where the installed onnxruntime-genai and the machine have it."
+    "Where the model runs; auto is cuda where the installed onnxruntime-genai is made for it and there is a GPU."
 
     engine: Literal["auto", "routed", "generator", "batched"] = "auto"
     "How sequences run: routed (CUDA) and batched (CPU) compute a token of all at once, generator one after another."
 
     threads: Annotated[int, Parameter(validator=Number(gte=0))] = 0
-    "CPU threads of the engine; 0 takes every physical core."
+    "CPU threads of the engine; 0 takes every physical core, within a container's limit."
 
     max_running: Annotated[int, Parameter(validator=Number(gte=0, lte=256))] = 0
     "Sequences that are decoded at the same time; more wait in the queue; 0 is 64 on the routed engine, 16 on others."

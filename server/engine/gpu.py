@@ -1,9 +1,31 @@
-"""What nvidia-smi, which comes with every NVIDIA driver, says of the GPU that the engine runs on."""
+"""What NVIDIA's driver, and nvidia-smi, which comes with it, say of the GPU that the engine runs on."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
+import sys
+
+import onnxruntime_genai as og
+
+
+def missing() -> str | None:
+    """Why nothing can run on CUDA in this process, None where it can.
+
+    onnxruntime-genai itself only says what it was built for, and a container that was started without `--gpus` has
+    neither driver nor GPU.
+    """
+    if not og.is_cuda_available():
+        return "this onnxruntime-genai has no CUDA; install loraplex[cuda]"
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "there is no NVIDIA driver"
+    count = ctypes.c_int()
+    if error := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return f"NVIDIA's driver has no GPU for this process (CUDA error {error})"
+    return None if count.value else "no GPU is visible to this process"
 
 
 def free_bytes() -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from loraplex.server.errors import BundleInvalid
-from loraplex.server.settings import usable_cores
+from loraplex.server.machine import usable_cores
 from loraplex.server.text.foreign_template import LONGEST_SOURCE, ForeignTemplate, TemplateProcess
 from loraplex.server.text.template import ChatTemplate
 

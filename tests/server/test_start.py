@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 
 from loraplex.server.settings import Settings, check_environment
 from tests.server.conftest import DEMO
 from tests.server.process import ServerProcess, command, serving
+
+FIRST_PROCESS = ["unshare", "--user", "--pid", "--fork", "--kill-child"]
+"""Runs a command as process 1 of a namespace of its own, and ends with its status."""
+NAMESPACES = shutil.which("unshare") is not None and (
+    subprocess.run([*FIRST_PROCESS, "true"], check=False, capture_output=True).returncode == 0
+)
 
 
 def test_misspelt_variables_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,11 +59,40 @@ def test_ctrl_c_while_starting(moment: str) -> None:
     assert process.returncode == 130
 
 
-def _wait_for(process: subprocess.Popen[str], library: str | None) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(not NAMESPACES, reason="no right to make a namespace of processes")
+@pytest.mark.parametrize("moment", ["imports", "engine"])
+def test_sigterm_while_starting_as_the_first_process_of_a_container(moment: str) -> None:
+    """Linux drops a signal there that has no handler."""
+    outer = subprocess.Popen(
+        [*FIRST_PROCESS, *command(DEMO)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        first = _only_child(outer)
+        _wait_for(first, "msgspec" if moment == "imports" else None)
+        first.send_signal(signal.SIGTERM)
+        _, said = outer.communicate(timeout=30)
+    finally:
+        outer.kill()
+        outer.wait()
+    assert "Traceback" not in said
+    assert outer.returncode == 128 + signal.SIGTERM
+
+
+def _only_child(process: subprocess.Popen[str]) -> psutil.Process:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        if children := psutil.Process(process.pid).children():
+            return children[0]
+        time.sleep(0.002)
+    raise AssertionError("unshare started nothing")
+
+
+def _wait_for(process: subprocess.Popen[str] | psutil.Process, library: str | None) -> None:
     """Until the process has mapped a library of one of its imports, or else until it has started the engine."""
     deadline = time.monotonic() + 30
     task = Path(f"/proc/{process.pid}")
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and psutil.pid_exists(process.pid):
         if library is not None and library in (task / "maps").read_text():
             return
         if library is None and (task / f"task/{process.pid}/children").read_text().strip():
