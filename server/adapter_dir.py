@@ -12,7 +12,8 @@ from pathlib import Path
 
 from loraplex.server.bundle import ADAPTER_MANIFEST
 from loraplex.server.conversion import PEFT_CONFIG
-from loraplex.server.errors import AdapterBusy, InvalidRequest, LoraplexError, StateInvalid
+from loraplex.server.errors import AdapterBusy, InvalidRequest, LoraplexError, NotReady, StateInvalid
+from loraplex.server.model import Adapter
 from loraplex.server.registry import Registry
 
 logger = logging.getLogger("loraplex.adapters")
@@ -33,7 +34,10 @@ class AdapterDir:
         self._last: dict[str, Look] = {}
         self._done: dict[str, Look] = {}
         """How each adapter looked when it was taken over, or refused."""
-        self._ours: set[str] = set()
+        self._ours: dict[str, Adapter] = {}
+        """What was loaded from here. A name may have come to stand for what somebody loaded by a request."""
+        self._missed: set[str] = set()
+        """Those of them whose folders are gone, but which are pinned."""
         self._seeking: dict[str, asyncio.Task[None]] = {}
 
     async def load(self) -> None:
@@ -47,11 +51,15 @@ class AdapterDir:
 
     async def watch(self) -> None:
         """Look until cancelled."""
+        problem = ""
         while True:
             try:
                 await self._look()
+                problem = ""
             except OSError as error:
-                logger.error("%s cannot be read: %s", self._folder, error)
+                if str(error) != problem:  # said once, not every second
+                    logger.error("%s cannot be read: %s", self._folder, error)
+                problem = str(error)
             await asyncio.sleep(PERIOD)
 
     async def seek(self, name: str) -> None:
@@ -76,26 +84,46 @@ class AdapterDir:
             if look == self._last.get(name) and look != self._done.get(name):
                 await self._take(name, look)
         self._last = found
-        for name in self._done.keys() - found.keys():
-            del self._done[name]
-            if name in self._ours and self._registry.options(name).pinned:
-                logger.warning("%s is no longer in %s, but pinned: it stays", name, self._folder)
-            elif name in self._ours:
-                self._ours.remove(name)
-                try:
-                    await self._registry.unload(name)
-                except LoraplexError as error:
-                    logger.error("adapter %s cannot be unloaded: %s", name, error.message)
+        self._missed -= found.keys()
+        for name in (self._done.keys() | self._ours.keys()) - found.keys():
+            if await asyncio.to_thread(_look_at, self._folder / name):
+                continue  # it came, and was asked for, since the look around
+            self._done.pop(name, None)
+            if name in self._ours:
+                await self._lose(name)
+
+    async def _lose(self, name: str) -> None:
+        """Unload an adapter whose folder is gone, as soon as it is not pinned."""
+        if not self._is_ours(name):
+            del self._ours[name]
+        elif self._registry.options(name).pinned:
+            if name not in self._missed:
+                logger.warning("%s is no longer in %s, but pinned: it stays until it is not", name, self._folder)
+            self._missed.add(name)
+        else:
+            try:
+                await self._registry.unload(name)
+            except AdapterBusy:
+                return  # next time
+            except LoraplexError as error:
+                logger.error("adapter %s cannot be unloaded: %s", name, error.message)
+            self._missed.discard(name)
+            self._ours.pop(name, None)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether what has this name now was loaded from here."""
+        ours = self._ours.get(name)
+        return ours is not None and ours.state != "draining" and any(ours is it for it in self._registry.adapters(name))
 
     async def _take(self, name: str, look: Look) -> None:
-        if self._registry.is_loaded(name) and name not in self._ours:
+        if self._registry.is_loaded(name) and not self._is_ours(name):
             self._done[name] = look
             logger.warning("%s in %s is not loaded: there is an adapter of this name", name, self._folder)
             return
         try:
-            await self._registry.load(name, self._folder / name, source=str(self._folder / name), keep=False)
-            self._ours.add(name)
-        except AdapterBusy:
+            folder = self._folder / name
+            self._ours[name] = await self._registry.load(name, folder, source=str(folder), keep=False)
+        except (AdapterBusy, NotReady):
             return  # next time
         except LoraplexError as error:
             logger.error("adapter refused: %s", error.message)

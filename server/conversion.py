@@ -64,6 +64,7 @@ async def convert(bundle: Path, peft: Path, target: Path, name: str) -> None:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C is for the server, which lets requests finish
     )
     _limit(process.pid)
     try:

@@ -20,12 +20,10 @@ from loraplex.server.engine.client import EngineClient
 class GatewayMetrics(Collector):
     """Tells at each scrape what stands then."""
 
-    def __init__(self, engine: EngineClient, admission: Admission, base: str, max_adapters: int) -> None:
-        """`max_adapters`: different ones that can run at the same time."""
+    def __init__(self, engine: EngineClient, admission: Admission, base: str) -> None:
         self._engine = engine
         self._admission = admission
         self._base = base
-        self._max_adapters = max_adapters
 
     def collect(self) -> Iterator[Metric]:
         waiting, running = self._admission.waiting, self._admission.running
@@ -43,7 +41,9 @@ class GatewayMetrics(Collector):
             labels=["running_lora_adapters", "waiting_lora_adapters", "max_lora"],
         )
         names = [",".join(sorted(counts.keys() - {self._base})) for counts in (running, waiting)]
-        adapters.add_metric([*names, str(self._max_adapters)], time.time())
+        # Where each adapter has a place of its own, one sequence of each can run.
+        most = self._engine.places or self._admission.max_running
+        adapters.add_metric([*names, str(most)], time.time())
         yield adapters
 
     def _kv_cache(self) -> Iterator[Metric]:

@@ -1,23 +1,47 @@
-"""An adapter on the Hugging Face hub -> a local folder, PEFT's files or our own and nothing else."""
+"""An adapter on the Hugging Face hub -> a local folder, PEFT's files or our own and nothing else.
+
+`python -m loraplex.server.hub_adapter OWNER/NAME[@REVISION] FOLDER BYTES` does so in a process of its own, and ends
+when its standard input does (`hub_downloads`).
+"""
 
 from __future__ import annotations
 
 import errno
-import logging
+import os
 import re
+import sys
+import threading
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 from loraplex.server.bundle import ADAPTER_MANIFEST
 from loraplex.server.conversion import PEFT_CONFIG, PEFT_WEIGHTS
-from loraplex.server.errors import AdapterInvalid, HubFailed, InvalidRequest, ModelNotFound, StorageFailed
+from loraplex.server.errors import (
+    AdapterInvalid,
+    HubFailed,
+    LoraplexError,
+    ModelNotFound,
+    StorageFailed,
+)
 from loraplex.server.hub import ID, explain, is_absent
-
-logger = logging.getLogger("loraplex.hub")
 
 FILES = [ADAPTER_MANIFEST, "*.onnx_adapter", "*.jinja", PEFT_CONFIG, PEFT_WEIGHTS]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 NEEDED = {ADAPTER_MANIFEST, PEFT_CONFIG}
 """One of them says what it is."""
+
+
+class Fetched(Struct, frozen=True):
+    """What the process says at its end."""
+
+    source: str = ""
+    """The adapter's name with the commit it has."""
+    code: str | None = None
+    """Of the error that ended it."""
+    message: str = ""
+    param: str | None = None
 
 
 def is_hub_id(given: str) -> re.Match[str] | None:
@@ -29,13 +53,12 @@ def fetch_adapter(given: str, target: Path, limit: int) -> str:
     """Fetch the adapter OWNER/NAME[@REVISION] into the new folder `target`; its name with the commit it has.
 
     At most `limit` bytes, which are known before any of them is fetched. Blocks for as long as it takes. Raises
-    InvalidRequest, ModelNotFound, AdapterInvalid, StorageFailed and HubFailed.
+    ModelNotFound, AdapterInvalid, StorageFailed and HubFailed.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     match = is_hub_id(given)
-    if match is None:
-        raise InvalidRequest(f"{given} is not OWNER/NAME[@REVISION] of a repository on the hub", param="hub")
+    assert match is not None
     repository = match["repository"]
     try:
         # Asked first, because a dry run gives the same reason for everything.
@@ -54,8 +77,26 @@ def fetch_adapter(given: str, target: Path, limit: int) -> str:
         if isinstance(error, OSError) and error.errno in FULL:
             raise StorageFailed(f"{given} could not be stored: {error.strerror}") from None
         reason = explain(error, match["revision"])
-        logger.warning("%s cannot be had from the hub: %s", given, reason)
         if is_absent(error):
             raise ModelNotFound(f"{given} is not on the hub: {reason}", param="hub") from None
         raise HubFailed(f"{given} cannot be had from the hub: {reason}") from None
     return f"{repository}@{commit}"
+
+
+def main(given: str, target: str, limit: str) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        said = Fetched(fetch_adapter(given, Path(target), int(limit)))
+    except LoraplexError as error:
+        said = Fetched(code=error.code, message=error.message, param=error.param)
+    sys.stdout.buffer.write(msgspec.json.encode(said))
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -20,8 +20,29 @@ HEAD_SECONDS = 30.0
 """From the connection, or from the first byte of a further request on it, to the end of the headers."""
 IDLE_SECONDS = 30.0
 """From one piece of a body to the next. How long all of it may take is for who reads it to say."""
+REPORT_SECONDS = 1.0
+"""From one log line about refused connections to the next."""
 CROWDED_SECONDS = 2.0
 """What a connection over the limit gets instead of HEAD_SECONDS, to ask and be refused."""
+
+
+class Refusals:
+    """Counts the connections over the limit: a line for each would fill the log when there are too many."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def count(self, loop: asyncio.AbstractEventLoop, most: int) -> None:
+        self._count += 1
+        if self._count == 1:
+            loop.call_later(REPORT_SECONDS, self._report, most)
+
+    def _report(self, most: int) -> None:
+        logger.warning("more than %d connections are open: %d refused in %.0f s", most, self._count, REPORT_SECONDS)
+        self._count = 0
+
+
+refusals = Refusals()
 
 
 class LimitedRequest(HttpToolsProtocol):
@@ -44,7 +65,7 @@ class LimitedRequest(HttpToolsProtocol):
         super().connection_made(transport)
         crowded = self._most is not None and len(self.connections) > self._most
         if crowded:
-            logger.warning("more than %d connections are open: one is refused", self._most)
+            refusals.count(self.loop, self._most or 0)
             self.app = refuse_connection
         self._timer = self.loop.call_later(CROWDED_SECONDS if crowded else HEAD_SECONDS, transport.close)
 

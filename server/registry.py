@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +18,9 @@ import msgspec
 
 from loraplex.server.bundle import AdapterManifest, Bundle, Name, inside
 from loraplex.server.conversion import take_over
+from loraplex.server.departures import Departures
 from loraplex.server.engine.client import EngineClient
-from loraplex.server.errors import (
-    AdapterBusy,
-    AdapterInvalid,
-    BundleInvalid,
-    InvalidRequest,
-    ModelNotFound,
-)
+from loraplex.server.errors import AdapterBusy, AdapterInvalid, BundleInvalid, InvalidRequest, ModelNotFound
 from loraplex.server.model import Adapter, Model
 from loraplex.server.options import Options
 from loraplex.server.store import Store
@@ -53,7 +48,7 @@ class Registry:
         self._loading: dict[str, Adapter] = {}
         self._changing = asyncio.Lock()
         """Held while options change: two changes at once could both take an alias."""
-        self._draining: list[Adapter] = []
+        self.departures = Departures(store, self._unload)
         self._options: dict[str, Options] = {}
 
     def __iter__(self) -> Iterator[Model]:
@@ -65,7 +60,7 @@ class Registry:
 
     def adapters(self, name: str | None = None) -> list[Adapter]:
         """Every load there is, of one name or all: those in use, on their way in and on their way out."""
-        found = (*self._adapters.values(), *self._loading.values(), *self._draining)
+        found = (*self._adapters.values(), *self._loading.values(), *self.departures)
         return [adapter for adapter in found if name in (None, adapter.name)]
 
     @property
@@ -114,7 +109,7 @@ class Registry:
         finally:
             adapter.users -= 1
             if adapter.state == "draining":
-                self._end_drained(adapter)
+                self.departures.check(adapter)
 
     def check_name(self, name: str) -> None:
         """Whether an adapter may have this name. Raises InvalidRequest."""
@@ -145,10 +140,12 @@ class Registry:
             try:
                 adapter.folder = self._store.folder(name) if name in kept else self._bundle.adapter(name)
                 await self._load(adapter, name)
+                self._renew(adapter)
             except (AdapterInvalid, BundleInvalid) as error:
                 if strict:
                     raise AdapterInvalid(f"adapter {name!r}: {error.message}") from None
                 adapter.state, adapter.reason = "failed", error.message
+                engine.unload_adapter(name)  # its template may be what is wrong
                 logger.error("adapter refused: %s", error.message)
 
     async def load(self, name: str, folder: Path, *, source: str, keep: bool = True) -> Adapter:
@@ -161,24 +158,27 @@ class Registry:
         if name in self._loading:
             raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then load the other")
         adapter = self._loading[name] = Adapter(name, folder, source)
+        engine_name: str | None = None
         try:
             adapter.folder = await asyncio.to_thread(self._store.place, name)
             try:
                 await take_over(self._store, self._bundle.folder, name, folder, adapter.folder)
-                await self._load(adapter, f"{name}#{next(self._numbers)}")
+                engine_name = f"{name}#{next(self._numbers)}"
+                await self._load(adapter, engine_name)
                 if keep:
                     await asyncio.to_thread(self._store.keep, name, adapter.folder, source)
             except BaseException:
-                if adapter.model and adapter.model.adapter and self._engine:
-                    self._engine.unload_adapter(adapter.model.adapter)
-                await asyncio.shield(asyncio.to_thread(self._store.drop, adapter.folder))
+                self.departures.discard(engine_name, adapter.folder)
+                await self.departures.settle()
                 raise
         finally:
             del self._loading[name]
         if replaced := self._adapters.get(name):
             self._retire(replaced)
         self._adapters[name] = adapter
+        self._renew(adapter)
         logger.info("adapter %s loaded from %s", name, source)
+        await self.departures.settle()
         return adapter
 
     async def unload(self, name: str) -> Adapter:
@@ -188,15 +188,16 @@ class Registry:
         """
         if name in self._loading:
             raise AdapterBusy(f"adapter {name!r} is being loaded: wait until it is, then unload it")
-        if name not in self._adapters:
+        adapter = self._adapters.get(name)
+        if adapter is not None:
+            await asyncio.to_thread(self._store.forget, name)
+        if adapter is None or self._adapters.get(name) is not adapter:  # somebody else was faster
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
-        await asyncio.to_thread(self._store.forget, name)
-        adapter = self._adapters.pop(name, None)
-        if adapter is None:
-            raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
+        del self._adapters[name]
         self._options.pop(name, None)
         self._retire(adapter)
         logger.info("adapter %s unloaded", name)
+        await self.departures.settle()
         return adapter
 
     async def change_options(self, name: str, change: Mapping[str, object]) -> Adapter:
@@ -220,12 +221,11 @@ class Registry:
             self._check_place(name)
         await asyncio.to_thread(self._store.set_options, name, options)
         adapter = self._adapters.get(name)
-        if adapter is None:
+        if adapter is None:  # it was unloaded meanwhile
+            await asyncio.to_thread(self._store.forget, name)
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
         self._options[name] = options
-        if adapter.model and adapter.model.manifest:
-            adapter.model = self._model(adapter, adapter.model.adapter, adapter.model.template, adapter.model.manifest)
-            self._pin(adapter.model)
+        self._renew(adapter)
         return adapter
 
     def _check_place(self, name: str) -> None:
@@ -240,32 +240,35 @@ class Registry:
                 param="pinned",
             )
 
-    def _pin(self, model: Model) -> None:
-        if self._engine and model.adapter is not None:
-            self._engine.pin_adapter(model.adapter, model.options.pinned)
-
     def lose(self, engine_name: str, reason: str) -> None:
         """The engine was started again and cannot load this adapter any more."""
-        for adapter in self._adapters.values():
+        for adapter in (*self._adapters.values(), *self._loading.values()):
             if adapter.model and adapter.model.adapter == engine_name:
                 adapter.model, adapter.state, adapter.reason = None, "failed", reason
 
     async def _load(self, adapter: Adapter, engine_name: str) -> None:
         """Raises AdapterInvalid, NotReady or EngineFailed."""
         assert self._engine is not None
+        # What fails from here on is the caller's to unload.
         manifest = await self._engine.load_adapter(engine_name, adapter.folder)
         template: ChatTemplate | ForeignTemplate | None = self.base.template
         try:
             if manifest.chat_template is not None:
                 template = await self._text.adapter_template(inside(adapter.folder, manifest.chat_template))
-        except BaseException as error:
-            self._engine.unload_adapter(engine_name)
-            if not isinstance(error, BundleInvalid):
-                raise
+        except BundleInvalid as error:
             raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
         adapter.model = self._model(adapter, engine_name, template, manifest)
-        self._pin(adapter.model)
+
+    def _renew(self, adapter: Adapter) -> None:
+        """Let it have the options of its name as they are now: they may have changed while it was loaded."""
+        if adapter.model and adapter.model.manifest:
+            adapter.model = self._model(adapter, adapter.model.adapter, adapter.model.template, adapter.model.manifest)
+            self._pin(adapter, adapter.model.options.pinned)
+
+    def _pin(self, adapter: Adapter, pinned: bool) -> None:
+        if self._engine and adapter.model and adapter.model.adapter is not None:
+            self._engine.pin_adapter(adapter.model.adapter, pinned)
 
     def _model(
         self,
@@ -288,13 +291,10 @@ class Registry:
         )
 
     def _retire(self, adapter: Adapter) -> None:
-        adapter.state = "draining"
-        self._draining.append(adapter)
-        self._end_drained(adapter)
+        """Its place in the model is pinned for those that come after it, not for the requests that it still has."""
+        self._pin(adapter, False)
+        self.departures.add(adapter)
 
-    def _end_drained(self, adapter: Adapter) -> None:
-        if adapter.users == 0 and adapter in self._draining:
-            self._draining.remove(adapter)
-            if adapter.model and adapter.model.adapter and self._engine:
-                self._engine.unload_adapter(adapter.model.adapter)
-            self._store.drop(adapter.folder)
+    def _unload(self, engine_name: str) -> Awaitable[None]:
+        assert self._engine is not None
+        return self._engine.unload_adapter(engine_name)

@@ -21,6 +21,7 @@ from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import NotReady
 from loraplex.server.gateway_metrics import GatewayMetrics
 from loraplex.server.generation import Generation
+from loraplex.server.hub_downloads import HubDownloads
 from loraplex.server.keys import Keys
 from loraplex.server.metrics import Metrics
 from loraplex.server.registry import Registry
@@ -43,6 +44,7 @@ class Serving:
     engine: EngineClient
     registry: Registry
     store: Store
+    hub: HubDownloads
     adapter_dir: AdapterDir | None
     admission: Admission
     generation: Generation
@@ -84,7 +86,9 @@ async def open_serving(
         state = settings.state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="loraplex-")))
         cleanup.push_async_callback(text.close)
         store = Store(state, settings.max_adapter_bytes)
+        cleanup.callback(store.close)
         registry = Registry(bundle, text, store)
+        cleanup.push_async_callback(registry.departures.settle)
         engine = await cleanup.enter_async_context(
             EngineClient(
                 engine_start(settings, bundle),
@@ -109,8 +113,7 @@ async def open_serving(
             metrics,
             max_waiting_tokens=settings.max_waiting_tokens,
         )
-        max_adapters = settings.max_linked if engine.started.lane == "routed" else 0
-        metrics.add(GatewayMetrics(engine, admission, base.name, max_adapters or engine.started.max_running))
+        metrics.add(GatewayMetrics(engine, admission, base.name))
         yield Serving(
             settings=settings,
             bundle=bundle,
@@ -118,6 +121,7 @@ async def open_serving(
             engine=engine,
             registry=registry,
             store=store,
+            hub=HubDownloads(),
             adapter_dir=adapter_dir,
             admission=admission,
             generation=Generation(engine, admission, text, metrics),

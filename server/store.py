@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ from msgspec import Struct
 from loraplex.server.bundle import Name, inside
 from loraplex.server.errors import AdapterInvalid, BundleInvalid, StateInvalid, StorageFailed
 from loraplex.server.options import Options
+
+if sys.platform != "win32":
+    import fcntl
 
 INDEX = "adapters.json"
 
@@ -52,6 +56,7 @@ class Store:
         self._writing = threading.Lock()
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(folder)
             path = folder / INDEX
             if path.is_file():
                 self._index = msgspec.json.decode(path.read_bytes(), type=Index)
@@ -128,9 +133,16 @@ class Store:
         with self._writing:
             self._write(Index(self._index.adapters, {**self._index.options, name: options}))
 
+    def close(self) -> None:
+        """Let another server use the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+
     def drop(self, folder: Path) -> None:
-        """Delete an adapter of this store; others are left alone."""
-        if folder.is_relative_to(self._folder):
+        """Delete an adapter of this store; others, and those that are kept, are left alone."""
+        with self._writing:
+            kept = {self._folder / each.folder for each in self._index.adapters.values()}
+        if folder.is_relative_to(self._folder) and folder not in kept:
             shutil.rmtree(folder.parent, ignore_errors=True)
 
     def _write(self, index: Index) -> None:
@@ -146,3 +158,21 @@ class Store:
             draft.unlink(missing_ok=True)
             raise StorageFailed(f"{path} could not be written: {error.strerror}") from None
         self._index = index
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that keeps other servers from a folder, which each would tidy up after the other.
+
+    None where the system has no such locks. Raises StateInvalid where another server has it.
+    """
+    if sys.platform == "win32":
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StateInvalid(f"--state-dir {folder} is used by another server: give each its own") from None
+    except OSError:  # a file system without locks
+        pass
+    return descriptor

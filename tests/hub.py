@@ -5,6 +5,7 @@ Run as `python -m tests.hub FOLDER`, a process of its own; it prints its address
     repos/OWNER/NAME/repo.json       whether it is private, and its newest commit
     repos/OWNER/NAME/COMMIT/...      the files of each commit
     requests.log                     one line for each request
+    stalled                          while it is there, files do not come
 
 The token that may write, and read what is private, is `TOKEN`. The endpoints are those that huggingface_hub 2.4 calls,
 as its source has them: `hf_api.py`, `_commit_api.py`, `lfs.py` and `file_download.py`.
@@ -12,6 +13,7 @@ as its source has them: `hf_api.py`, `_commit_api.py`, `lfs.py` and `file_downlo
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -52,6 +54,16 @@ class Hub:
 
     def repository(self, name: str) -> Repository:
         return Repository(self.folder / "repos" / name)
+
+    @contextmanager
+    def stalled(self) -> Iterator[None]:
+        """A hub that answers, but whose files do not come."""
+        mark = self.folder / "stalled"
+        mark.touch()
+        try:
+            yield
+        finally:
+            mark.unlink()
 
     def requests(self) -> list[str]:
         log = self.folder / "requests.log"
@@ -155,6 +167,8 @@ def main(root: Path) -> None:
         found = repository(request)
         commit = commit_of(request, found)
         path = found.folder / commit / request.path_params["path"]
+        while request.method == "GET" and (root / "stalled").exists():
+            await asyncio.sleep(0.02)
         if not path.is_file():
             raise Refused(404, "EntryNotFound")
         return FileResponse(path, headers={"ETag": f'"{etag(path)}"', "X-Repo-Commit": commit})

@@ -16,11 +16,11 @@ from starlette.responses import PlainTextResponse, Response
 
 from loraplex.server.api.access import check_admin
 from loraplex.server.api.body import decode
-from loraplex.server.api.stream import json_response
+from loraplex.server.api.stream import json_response, unless_disconnected
 from loraplex.server.api.upload import is_upload, receive
 from loraplex.server.bundle import AdapterManifest, Base, Name, Positive, Sampling
 from loraplex.server.errors import AdapterInvalid, Forbidden, InvalidRequest, ModelNotFound
-from loraplex.server.hub_adapter import fetch_adapter, is_hub_id
+from loraplex.server.hub_adapter import is_hub_id
 from loraplex.server.model import Adapter, State
 from loraplex.server.options import MAX_ALIASES, Options
 from loraplex.server.rotation import Priority
@@ -123,7 +123,7 @@ async def put_adapter(request: Request) -> Response:
         if (body.path is None) == (body.hub is None):
             raise InvalidRequest("send either path or hub", param="path")
         if body.hub is not None:
-            adapter = await _load_from_hub(server, name, body.hub)
+            adapter = await _load_from_hub(request, name, body.hub)
         else:
             adapter = await _load_from_folder(server, name, body.path or "")
     return json_response(_card(server, adapter), 200 if known else 201)
@@ -160,7 +160,7 @@ async def load_lora_adapter(request: Request) -> Response:
             400,
         )
     try:
-        await _load_in_vllms_words(server, name, body.lora_path)
+        await _load_in_vllms_words(request, name, body.lora_path)
     except (AdapterInvalid, ModelNotFound) as error:
         missing = isinstance(error, ModelNotFound)
         return _vllm_error(error.message, "NotFoundError" if missing else "BadRequestError", 404 if missing else 400)
@@ -184,22 +184,29 @@ async def _load_from_folder(server: Serving, name: str, path: str) -> Adapter:
     return await server.registry.load(name, _inside(server, path), source=path)
 
 
-async def _load_from_hub(server: Serving, name: str, given: str) -> Adapter:
+async def _load_from_hub(request: Request, name: str, given: str) -> Adapter:
+    """Raises ClientDisconnect, with nothing changed, where nobody waits for the download any more."""
+    server = serving(request)
     if not server.settings.allow_hub:
         raise Forbidden("Adapters are loaded from the hub only by a server that was started with --allow-hub")
+    if not is_hub_id(given):
+        raise InvalidRequest(f"{given} is not OWNER/NAME[@REVISION] of a repository on the hub", param="hub")
+    server.registry.check_name(name)
     folder = server.store.place(name)
     try:
-        source = await asyncio.to_thread(fetch_adapter, given, folder, server.settings.max_adapter_bytes)
+        fetch = server.hub.fetch(given, folder, server.settings.max_adapter_bytes)
+        source = await unless_disconnected(request, fetch)
         return await server.registry.load(name, folder, source=source)
     finally:
         await asyncio.to_thread(server.store.drop, folder)
 
 
-async def _load_in_vllms_words(server: Serving, name: str, path: str) -> Adapter:
+async def _load_in_vllms_words(request: Request, name: str, path: str) -> Adapter:
     """vLLM takes an id of the hub for a path."""
+    server = serving(request)
     root = server.settings.adapter_dir
     if server.settings.allow_hub and is_hub_id(path) and not (root and (root / path).exists()):
-        return await _load_from_hub(server, name, path)
+        return await _load_from_hub(request, name, path)
     return await _load_from_folder(server, name, path)
 
 

@@ -45,6 +45,7 @@ def sampling(server: Serving, request: Generate, model: Model, *, logprobs: int 
         stop_tokens=request.stop_token_ids or [],
         ignore_eos=request.ignore_eos or False,
         logprobs=logprobs,
+        seed_given=request.seed is not None,
     )
     vocab_size = server.bundle.manifest.base.vocab_size
     for name, tokens in (("logit_bias", found.logit_bias), ("stop_token_ids", found.stop_tokens)):

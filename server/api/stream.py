@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import SendTimeoutError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -30,6 +30,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 logger = logging.getLogger("loraplex")
 _encoder = msgspec.json.Encoder()
+T = TypeVar("T")
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -138,15 +139,18 @@ async def events(
         yield held + end
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
-    """Do the work, or stop it as soon as the client goes away. The body must have been read."""
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work gives. It is stopped as soon as the client goes away, which raises ClientDisconnect.
+
+    The body must have been read.
+    """
     task = asyncio.ensure_future(work)
     watch = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        raise ClientDisconnect
     finally:
         for each in (task, watch):
             each.cancel()

@@ -12,15 +12,15 @@ from types import TracebackType
 from typing import Literal, Self
 
 from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine.adapters import EngineAdapters
 from loraplex.server.engine.connection import ENGINE, Connection
 from loraplex.server.engine.messages import (
     AdapterLoaded,
     AdapterRefused,
+    AdapterUnloaded,
     Cancel,
     Command,
     Guide,
-    LoadAdapter,
-    PinAdapter,
     Report,
     Sampling,
     Start,
@@ -28,11 +28,10 @@ from loraplex.server.engine.messages import (
     StartFailed,
     Step,
     Submit,
-    UnloadAdapter,
 )
 from loraplex.server.engine.restarts import Restarts
 from loraplex.server.engine.stream import Stream
-from loraplex.server.errors import AdapterInvalid, BundleInvalid, EngineFailed, LoraplexError, NotReady
+from loraplex.server.errors import BundleInvalid, EngineFailed, LoraplexError, NotReady
 
 logger = logging.getLogger("loraplex.engine")
 
@@ -65,15 +64,12 @@ class EngineClient:
         self._start = start
         self._command = command
         self._on_restart = on_restart
-        self._on_adapter_lost = on_adapter_lost
         self._connection: Connection | None = None
         self._ready = asyncio.Event()
         self._streams: dict[int, Stream] = {}
         self._sequences = itertools.count(1)
         self._kv_usage = 0.0
-        self._adapters: dict[str, Path] = {}
-        self._pinned: set[str] = set()
-        self._loading: dict[str, asyncio.Future[AdapterManifest]] = {}
+        self._adapters = EngineAdapters(self._tell, on_adapter_lost)
         self._restarts = Restarts()
         self._supervisor: asyncio.Task[None] | None = None
 
@@ -91,6 +87,7 @@ class EngineClient:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         await self._disconnect()
         self.fail_everything(NotReady("the server is shutting down"))
+        self._adapters.let_go()
 
     @property
     def kv_usage(self) -> float | None:
@@ -108,35 +105,23 @@ class EngineClient:
     async def load_adapter(self, name: str, folder: Path) -> AdapterManifest:
         """Check and load an adapter. Raises AdapterInvalid, NotReady or EngineFailed."""
         await self.ready()
-        loading = self._loading[name] = asyncio.get_running_loop().create_future()
-        try:
-            self._send(LoadAdapter(name, str(folder)))
-            manifest: AdapterManifest = await loading
-        finally:
-            self._loading.pop(name, None)
-        self._adapters[name] = folder
-        return manifest
+        return await self._adapters.load(name, folder)
 
     @property
     def places(self) -> int | None:
         """Adapters that the model has room for at the same time; None where each has a place of its own."""
-        if self.started is None or self.started.lane != "routed":
-            return None
-        return self._start.routed.max_linked or self.started.max_running
+        return self.started.places if self.started else None
 
     def pin_adapter(self, name: str, pinned: bool) -> None:
         """Never take an adapter's place in the model for another's, or do so again."""
-        if pinned != (name in self._pinned):
-            (self._pinned.add if pinned else self._pinned.discard)(name)
-            if self.state == "ready":
-                self._send(PinAdapter(name, pinned))
+        self._adapters.pin(name, pinned)
 
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter that no request uses any more."""
-        self._adapters.pop(name, None)
-        self._pinned.discard(name)
-        if self.state == "ready":
-            self._send(UnloadAdapter(name))
+    def unload_adapter(self, name: str) -> asyncio.Future[None]:
+        """Forget an adapter that no request uses any more; done when the engine does not read its folder any more."""
+        unloading = self._adapters.unload(name)
+        if self.state in ("failed", "stopped"):
+            self._adapters.let_go()
+        return unloading
 
     async def ready(self) -> None:
         """Wait until the engine runs. Raises NotReady if it will not."""
@@ -184,9 +169,12 @@ class EngineClient:
         for stream in self._streams.values():
             self.fail(stream, error)
         self._streams.clear()
-        for loading in self._loading.values():
-            if not loading.done():
-                loading.set_exception(error)
+        self._adapters.fail(error)
+
+    def _tell(self, command: Command) -> None:
+        """As `_send`, but a process that is not ready yet learns it when it is (`EngineAdapters.load_again`)."""
+        if self.state == "ready":
+            self._send(command)
 
     def _send(self, command: Command) -> None:
         if self._connection:
@@ -205,29 +193,9 @@ class EngineClient:
             case _:
                 code = await connection.wait()
                 raise BundleInvalid(f"the engine process ended with status {code} while it loaded the base")
-        await self._load_again(connection)
+        await self._adapters.load_again(connection)
         self.state = "ready"
         self._ready.set()
-
-    async def _load_again(self, connection: Connection) -> None:
-        """Load every adapter known into a fresh engine. Raises BundleInvalid if it dies of it."""
-        adapters = dict(self._adapters)
-        for name, folder in adapters.items():
-            self._send(LoadAdapter(name, str(folder)))
-        for _ in adapters:
-            match await connection.receive():
-                case AdapterLoaded():
-                    pass
-                case AdapterRefused(name, message):
-                    logger.error("adapter %r could not be loaded again: %s", name, message)
-                    self._adapters.pop(name, None)
-                    self._on_adapter_lost(name, message)
-                case _:
-                    raise BundleInvalid("the engine process ended while it loaded the adapters")
-        for name in adapters.keys() - self._adapters.keys():  # unloaded meanwhile
-            self._send(UnloadAdapter(name))
-        for name in self._pinned:
-            self._send(PinAdapter(name, True))
 
     async def _supervise(self) -> None:
         """Hand reports on until the engine dies; start it again unless it dies all the time."""
@@ -236,7 +204,9 @@ class EngineClient:
             await self._connection.hand_to(self._dispatch)
             self._ready.clear()
             self.state = "restarting"
+            await self._connection.close()  # it may have closed its pipe and hang
             code = await self._connection.wait()
+            self._adapters.let_go()
             again = {
                 sequence: stream
                 for sequence, stream in self._streams.items()
@@ -263,6 +233,7 @@ class EngineClient:
                     self._send(stream.submit)
         self.state = "failed"
         self.fail_everything(died)
+        self._adapters.let_go()
         self._ready.set()
 
     async def _relaunch(self) -> bool:
@@ -274,6 +245,7 @@ class EngineClient:
                 await self._launch()
             except BundleInvalid as error:
                 logger.error("the engine could not be started again: %s", error)
+                await self._disconnect()
                 await asyncio.sleep(RESTART_PAUSE)  # memory that the last one held may not be free yet
             else:
                 return True
@@ -285,12 +257,8 @@ class EngineClient:
                 for output in outputs:
                     if stream := self._streams.get(output.sequence):
                         stream.push(output)
-            case AdapterLoaded(name, manifest):
-                if (loading := self._loading.get(name)) and not loading.done():
-                    loading.set_result(manifest)
-            case AdapterRefused(name, message):
-                if (loading := self._loading.get(name)) and not loading.done():
-                    loading.set_exception(AdapterInvalid(message))
+            case AdapterLoaded() | AdapterRefused() | AdapterUnloaded():
+                self._adapters.take(report)
             case _:
                 logger.error("unexpected report from the engine: %s", type(report).__name__)
 

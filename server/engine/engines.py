@@ -18,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraplex.server.engine.bank import is_adapter
+from loraplex.server.engine.folder_cache import trim
 from loraplex.server.engine.fused import largest_ranks
-from loraplex.server.engine.linker import Linked, link, link_slots, takes_operator, trim
+from loraplex.server.engine.linker import Linked, link, link_slots, most_adapters, takes_operator
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.routed_engine import EngineOptions, RoutedEngine
-from loraplex.server.engine.routed_engine import Sequence as Running
+from loraplex.server.engine.routed_sequence import Sequence as Running
 from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import BundleInvalid, LoraplexError
 
@@ -77,7 +78,6 @@ class Engines:
         self._threads = threads
         self._cache = cache
         self._options = options
-        self._max_linked = max_linked
         self._drain_seconds = drain_seconds
         self._pinned = pinned
         self._linker = ThreadPoolExecutor(1, thread_name_prefix="linker")
@@ -85,6 +85,8 @@ class Engines:
         self._hopeless: tuple[Adapter, ...] = ()
         self._broken: set[Adapter] = set()
         try:
+            self.places = min(max_linked, most_adapters(folder))
+            """Adapters that have room in the graph at the same time."""
             linked = self._link_slots(dict(ranks)) if self.operator else link(folder, {}, cache)
             self.current = self._load(linked, ())
         except (OSError, RuntimeError) as error:
@@ -98,8 +100,12 @@ class Engines:
             self._outgrown.add(adapter)
         return not outgrown
 
-    def forget(self, adapter: Adapter) -> None:
+    def forget(self, adapter: Adapter) -> Future[Linked] | None:
+        """What still reads its file, if anything does."""
         self._outgrown.discard(adapter)
+        # With the operator no adapter is part of what is linked.
+        reads = self.linking is not None and self.operator is None and adapter in self.linking.adapters
+        return self.linking.linked if self.linking and reads else None
 
     def next_link(
         self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]
@@ -115,7 +121,7 @@ class Engines:
         if self.operator:
             names: tuple[Adapter, ...] | None = tuple(known)
         else:
-            names = choose(known, self.current.slots.adapters, waiting, self._max_linked, self._pinned)
+            names = choose(known, self.current.slots.adapters, waiting, self.places, self._pinned)
         return names if names != self._hopeless else None
 
     def advance(self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]) -> Change | None:
@@ -125,9 +131,13 @@ class Engines:
         if self.draining:
             if not self.draining.running:
                 self.draining = None
-                trim(self._cache, keep=self.current.linked.folder)
-            elif self.next_link(adapters, waiting) and time.monotonic() - self.changed > self._drain_seconds:
-                return Change(self.draining.take_all())
+                trim(self._cache)
+            elif (
+                time.monotonic() - self.changed > self._drain_seconds
+                and any(sequence.gives_way for sequence in self.draining.running.values())
+                and self.next_link(adapters, waiting)
+            ):
+                return Change(self.draining.take_willing())
         elif chosen := self.next_link(adapters, waiting):
             since = time.monotonic()
             if self.operator:
@@ -164,6 +174,8 @@ class Engines:
         except RuntimeError as error:
             logger.warning("no room for a second engine, running sequences move: %s", error)
             moving = self.current.take_all()
+            if changed := sum(each.movable and each.promised for each in moving):
+                logger.warning("%d answers with a seed go on with other tokens than they would have had", changed)
             del self.current
             engine = self._load(linked, adapters)
         self.current = engine
@@ -180,7 +192,7 @@ class Engines:
     def _link_slots(self, ranks: dict[str, int]) -> Linked:
         if not ranks or self.operator is None:
             return link(self._folder, {}, self._cache)
-        return link_slots(self._folder, ranks, self._max_linked, self._cache, self.operator)
+        return link_slots(self._folder, ranks, self.places, self._cache, self.operator)
 
     def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
         engine = RoutedEngine(linked, adapters, self._device, self._threads, self._options)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +22,7 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
+from loraplex.server.engine.folder_cache import make
 from loraplex.server.engine.linker import MODEL, share, take_locations
 from loraplex.server.errors import BundleInvalid
 
@@ -56,25 +55,17 @@ def expand(base: Path, cache: Path) -> Path:
     for file in files.values():
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    folder = cache / digest.hexdigest()[:32]
-    if folder.is_dir():
-        return folder
-    start = time.monotonic()
-    cache.mkdir(parents=True, exist_ok=True)
-    target = Path(tempfile.mkdtemp(prefix=".expand-", dir=cache))
-    try:
+
+    def fill(target: Path) -> None:
+        start = time.monotonic()
         size = _expand_layers(model.graph, files, target / DATA)
         onnx.save(model, target / MODEL)
         for name, file in files.items():
             if name != MODEL:
                 share(file, target / name)
-        target.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(target, ignore_errors=True)
-        if not (isinstance(error, OSError) and folder.is_dir()):
-            raise
-    logger.info("weights expanded to float16, %d MB, in %.1f s", size // 10**6, time.monotonic() - start)
-    return folder
+        logger.info("weights expanded to float16, %d MB, in %.1f s", size // 10**6, time.monotonic() - start)
+
+    return make(cache, digest.hexdigest()[:32], fill).folder
 
 
 def _expand_layers(graph: onnx.GraphProto, files: dict[str, Path], data: Path) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime_genai as og
 
 from loraplex.server.bundle import AdapterManifest
+from loraplex.server.engine import gpu
 from loraplex.server.engine.guide import GUIDE_SECONDS, GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Device, Finish, Output, Sampling, Submit
 from loraplex.server.engine.sampler import Chooser, choose
@@ -109,6 +110,7 @@ class GeneratorLane:
     unsupported = frozenset({"prompt_logprobs"})
     kv_tokens = None
     kv_usage = None
+    places = None
 
     def __init__(self, folder: Path, *, device: Device, threads: int, prefill_chunk: int) -> None:
         """Load the base; raises BundleInvalid with onnxruntime-genai's own reason."""
@@ -229,7 +231,9 @@ def _search_options(sampling: Sampling, vocab_size: int) -> dict[str, float | in
 
 def choose_device(wanted: Device) -> str:
     """Where the generator lane would run. Raises BundleInvalid where `wanted` is not to be had."""
-    available = og.is_cuda_available()
-    if wanted == "cuda" and not available:
-        raise BundleInvalid("device cuda: this onnxruntime-genai has no CUDA; install loraplex[cuda]")
-    return "cuda" if available and wanted != "cpu" else "cpu"
+    if wanted == "cpu":
+        return "cpu"
+    problem = gpu.missing()
+    if wanted == "cuda" and problem:
+        raise BundleInvalid(f"device cuda: {problem}")
+    return "cpu" if problem else "cuda"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.messages import Output, Submit
@@ -30,6 +32,10 @@ class Lane(Protocol):
         """Share of the KV cache that running sequences hold or may still need; None where that is not known."""
 
     @property
+    def places(self) -> int | None:
+        """Adapters that the model has room for at the same time; None where each has a place of its own."""
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
 
@@ -48,5 +54,8 @@ class Lane(Protocol):
     def pin_adapter(self, name: str, pinned: bool) -> None:
         """Never take an adapter's place for another's, or do so again; unknown ones are ignored."""
 
-    def unload_adapter(self, name: str) -> None:
-        """Forget an adapter that no sequence uses any more; unknown ones are ignored."""
+    def unload_adapter(self, name: str) -> Collection[Future[Any]] | None:
+        """Forget an adapter that no sequence uses any more; unknown ones are ignored.
+
+        What is returned, if anything, may still be reading its folder.
+        """

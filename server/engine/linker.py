@@ -11,9 +11,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ from loraplex.server.bundle import sha256
 from loraplex.server.engine import fused
 from loraplex.server.engine.bank import AdapterWeights, Matrix
 from loraplex.server.engine.branches import add_branches, find_linears, sort_nodes, strip_lora_inputs
+from loraplex.server.engine.folder_cache import Held, make
 from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.routing import Routing, most_slots, tag
 from loraplex.server.errors import BundleInvalid
@@ -52,6 +52,8 @@ class Linked:
     """The adapters that are part of the graph."""
     layout: Layout | None = None
     """Room for adapters, where the graph has the fused operator and `slots` is empty."""
+    held: Held | None = field(default=None, compare=False)
+    """Keeps the folder in the cache."""
 
     def tag(self, prompt: list[int], adapter: str | None) -> list[int]:
         """The prompt for an adapter that is part of the graph, KeyError for any other.
@@ -86,8 +88,8 @@ def link(base: Path, adapters: Mapping[str, Path], cache: Path) -> Linked:
 
             add_branches(draft.graph, linears, weights, routing.mask, store)
 
-    folder = draft.finish(cache, [sha256(file) for file in adapters.values()], add)
-    return Linked(folder, draft.vocab_size, len(slots), slots)
+    held = draft.finish(cache, [sha256(file) for file in adapters.values()], add)
+    return Linked(held.folder, draft.vocab_size, len(slots), slots, held=held)
 
 
 def link_slots(base: Path, ranks: Mapping[str, int], count: int, cache: Path, operator: Path) -> Linked:
@@ -107,20 +109,18 @@ def link_slots(base: Path, ranks: Mapping[str, int], count: int, cache: Path, op
         share(operator, target / operator.name)
         draft.decoder["session_options"]["custom_ops_library"] = operator.name
 
-    folder = draft.finish(cache, [repr(layout), sha256(operator)], add)
-    return Linked(folder, draft.vocab_size, count, {}, layout)
+    held = draft.finish(cache, [repr(layout), sha256(operator)], add)
+    return Linked(held.folder, draft.vocab_size, count, {}, layout, held)
+
+
+def most_adapters(base: Path) -> int:
+    """How many adapters can be linked to the graph in `base`. Raises OSError."""
+    return min(most_slots(json.loads((base / CONFIG).read_text("utf-8"))), fused.MAX_SLOTS)
 
 
 def takes_operator(base: Path) -> bool:
     """Whether the fused operator fits the graph in `base`."""
     return fused.fits(onnx.load(base / MODEL, load_external_data=False).graph)
-
-
-def trim(cache: Path, *, keep: Path, count: int = 4) -> None:
-    """Delete all but the `count` latest linked folders of a cache, and never `keep`."""
-    folders = [folder for folder in cache.iterdir() if folder.is_dir() and folder != keep and folder.name[0] != "."]
-    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)[count:]:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def take_locations(base: Path, graph: onnx.GraphProto) -> dict[str, Path]:
@@ -160,15 +160,10 @@ class _Draft:
         strip_lora_inputs(self.graph)
         give_all_logits(self.graph)
 
-    def finish(self, cache: Path, content: Iterable[str], add: Callable[[Path], None]) -> Path:
+    def finish(self, cache: Path, content: Iterable[str], add: Callable[[Path], None]) -> Held:
         """The folder for this base and `content`, which `add` adds to graph and config, beside files of its own."""
-        folder = cache / self._key(content)
-        if folder.is_dir():
-            os.utime(folder)
-            return folder
-        cache.mkdir(parents=True, exist_ok=True)
-        target = Path(tempfile.mkdtemp(prefix=".link-", dir=cache))
-        try:
+
+        def fill(target: Path) -> None:
             add(target)
             sort_nodes(self.graph)
             onnx.save(self.model, target / MODEL)
@@ -176,13 +171,8 @@ class _Draft:
             for name, file in self._files.items():
                 if name not in (MODEL, CONFIG):
                     share(file, target / name)
-            target.rename(folder)
-        except BaseException as error:
-            shutil.rmtree(target, ignore_errors=True)
-            # Another process may have been faster.
-            if not (isinstance(error, OSError) and folder.is_dir()):
-                raise
-        return folder
+
+        return make(cache, self._key(content), fill)
 
     def _key(self, content: Iterable[str]) -> str:
         """Digest of everything that goes into a linked folder; of the base's weights, their files' identity will do."""

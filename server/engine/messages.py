@@ -54,6 +54,8 @@ class Sampling(Struct, frozen=True, array_like=True):
     """How many of the likeliest tokens to report with each token, by the model's own distribution; None: nothing."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt, none of which is then taken from an earlier request; None: nothing."""
+    seed_given: bool = False
+    """The client chose the seed, and counts on the same answer to the same request."""
 
 
 _PLAIN = Sampling()
@@ -109,7 +111,7 @@ class LoadAdapter(Struct, tag=True, frozen=True):
 
 
 class UnloadAdapter(Struct, tag=True, frozen=True):
-    """Forget an adapter that no sequence uses any more; unknown ones are ignored. Not answered."""
+    """Forget an adapter that no sequence uses any more; answered by AdapterUnloaded, even for an unknown one."""
 
     name: str
 
@@ -158,6 +160,8 @@ class Started(Struct, tag=True, frozen=True):
     """Sequences that should run at the same time."""
     kv_tokens: int | None = None
     """Tokens that the KV cache has room for; None where that is not known."""
+    places: int | None = None
+    """Adapters that the model has room for at the same time; None where each has a place of its own."""
 
 
 class StartFailed(Struct, tag=True, frozen=True):
@@ -174,6 +178,12 @@ class AdapterLoaded(Struct, tag=True, frozen=True):
 class AdapterRefused(Struct, tag=True, frozen=True):
     name: str
     message: str
+
+
+class AdapterUnloaded(Struct, tag=True, frozen=True):
+    """The folder that an adapter was loaded from is read no more."""
+
+    name: str
 
 
 class Logprobs(Struct, frozen=True, array_like=True):
@@ -210,7 +220,7 @@ class Step(Struct, tag=True, frozen=True):
 
 
 Command = Start | LoadAdapter | UnloadAdapter | PinAdapter | Submit | Cancel
-Report = Started | StartFailed | AdapterLoaded | AdapterRefused | Step
+Report = Started | StartFailed | AdapterLoaded | AdapterRefused | AdapterUnloaded | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -15,10 +15,12 @@ from loraplex.server.engine.generator import GeneratorLane, choose_device
 from loraplex.server.engine.gpu import free_bytes
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.linear_operator import find_linear_operator, user_cache
+from loraplex.server.engine.linker import MODEL
 from loraplex.server.engine.lora_operator import find_operator
 from loraplex.server.engine.messages import Start
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import EngineOptions
+from loraplex.server.engine.row_graph import POSITIONS, row_graph
 from loraplex.server.errors import AdapterInvalid, BundleInvalid
 
 logger = logging.getLogger("loraplex.engine")
@@ -79,7 +81,7 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
             options=options,
             max_linked=start.routed.max_linked or running,
             fallback=lambda: _open_batched(start),
-            fallback_unsupported=BatchedLane.unsupported,
+            fallback_unsupported=_unsupported_beside(Path(start.folder)),
         )
     operator, ranks = find_operator(cache / "operator"), _ranks(start)
     return RoutedLane(
@@ -95,6 +97,15 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
         fallback=None if operator else lambda: _open_beside(start),
         fallback_unsupported=GeneratorLane.unsupported,
     )
+
+
+def _unsupported_beside(folder: Path) -> frozenset[str]:
+    """What the batched lane over this base cannot honour, which is to be known before it is first needed."""
+    graph = row_graph(folder / MODEL).graph
+    (logits,) = (value for value in graph.output if value.name == "logits")
+    last_only = logits.type.tensor_type.shape.dim[1].dim_value == 1
+    gathers = any(value.name == POSITIONS for value in graph.input)
+    return frozenset({"prompt_logprobs"}) if last_only and not gathers else frozenset()
 
 
 def _open_beside(start: Start) -> GeneratorLane | None:

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from loraplex.server.engine.bank import AdapterWeights
 from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.slots import Adapter
+from loraplex.server.machine import available_memory
 
 SHARE = 0.25
 """Of the memory that is available at the start, what packed adapters may take."""
@@ -25,9 +25,12 @@ class Packer:
 
     def __init__(self, most_bytes: int = 0) -> None:
         """`most_bytes` bounds what is kept; 0 is SHARE of the available memory."""
-        self._most_bytes = most_bytes or int(SHARE * psutil.virtual_memory().available)
+        self._most_bytes = most_bytes or int(SHARE * available_memory())
         self._packed: OrderedDict[Adapter, tuple[Layout, Future[Packed]]] = OrderedDict()
         self._spare: Packed | None = None
+        self._forgotten: list[Future[Packed]] = []
+        self._ending: list[Packed] = []
+        """Memory is freed between two steps only (`Bank.allocate`), and so not by the thread that packed into it."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="packer")
 
     @property
@@ -41,7 +44,7 @@ class Packer:
         """
         known, future = self._packed.get(adapter, (None, None))
         if future is None or known != layout:
-            self._packed.pop(adapter, None)
+            self.forget(adapter)
             if self._full(layout):
                 self._drop_oldest()
             future = self._pack(adapter, layout, allocate)
@@ -56,11 +59,29 @@ class Packer:
 
     def prepare(self, adapter: Adapter, layout: Layout, allocate: Callable[[], Packed]) -> None:
         """Pack an adapter that may be wanted soon, where there is room for it."""
+        self._free()
         if adapter not in self._packed and not self._full(layout):
             self._pack(adapter, layout, allocate)
 
-    def forget(self, adapter: Adapter) -> None:
-        self._packed.pop(adapter, None)
+    def forget(self, adapter: Adapter) -> Future[None] | None:
+        """What is done when its file is read no more; None where that is so now."""
+        self._free()
+        _, future = self._packed.pop(adapter, (None, None))
+        if future is None:
+            return None
+        # Not cancelled, even if it could be: its memory would be freed by the thread.
+        self._forgotten.append(future)
+        if future.done():
+            return None
+        read: Future[None] = Future()
+        future.add_done_callback(lambda _: read.set_result(None))
+        return read
+
+    def _free(self) -> None:
+        """Free what was packed for nobody, a call later: until then the thread may hold on to it."""
+        done = [future for future in self._forgotten if future.done()]
+        self._ending = [future.result() for future in done if future.exception() is None]
+        self._forgotten = [future for future in self._forgotten if future not in done]
 
     def _full(self, layout: Layout) -> bool:
         return len(self._packed) >= max(2, self._most_bytes // layout.slot_bytes)

@@ -12,11 +12,12 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from msgspec import Struct
 
@@ -26,6 +27,7 @@ from loraplex.server.engine.messages import (
     HEADER,
     AdapterLoaded,
     AdapterRefused,
+    AdapterUnloaded,
     Cancel,
     Command,
     LoadAdapter,
@@ -71,6 +73,16 @@ class Checked(Struct, frozen=True):
     problem: str = ""
 
 
+class Leaving(Struct, frozen=True):
+    """An adapter that is to be unloaded, once the checks before it are over: one of them may be its own."""
+
+    name: str
+
+
+Item = Command | Checked | Leaving | AdapterUnloaded
+"""What the thread that owns the lane has to see to: commands, and what other threads came to."""
+
+
 class Border:
     """The engine's end of the two pipes; commands are read by a thread of their own."""
 
@@ -78,7 +90,7 @@ class Border:
         # Native libraries print to standard output; the reports get a descriptor that no one else knows.
         self._out = os.dup(1)
         os.dup2(2, 1)
-        self._commands: SimpleQueue[Command | Checked | None] = SimpleQueue()
+        self._commands: SimpleQueue[Item | None] = SimpleQueue()
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
     def _read(self) -> None:
@@ -91,13 +103,13 @@ class Border:
         self._commands.put(None)
         threading.Timer(STOP_AFTER, os._exit, (1,)).start()
 
-    def receive(self, wait: bool) -> Command | Checked | None:
+    def receive(self, wait: bool) -> Item | None:
         """The next command; None once the parent is gone. Raises queue.Empty when there is none and `wait` is False."""
         return self._commands.get(block=wait)
 
-    def post(self, checked: Checked) -> None:
+    def post(self, item: Item) -> None:
         """Hand a result of another thread to the one that receives."""
-        self._commands.put(checked)
+        self._commands.put(item)
 
     def send(self, report: Report) -> None:
         """Write one report; raises BrokenPipeError once the parent is gone."""
@@ -132,7 +144,9 @@ def serve(border: Border, open_lane: OpenLane) -> None:
         border.send(StartFailed(error.message))
         return
     unsupported = sorted(lane.unsupported)
-    border.send(Started(lane.name, lane.device, start.threads, versions, unsupported, running, lane.kv_tokens))
+    border.send(
+        Started(lane.name, lane.device, start.threads, versions, unsupported, running, lane.kv_tokens, lane.places)
+    )
     checks = ThreadPoolExecutor(1, "checks")
     while True:
         try:
@@ -161,7 +175,14 @@ def serve(border: Border, open_lane: OpenLane) -> None:
                 else:
                     border.send(AdapterLoaded(name, manifest))
             case UnloadAdapter(name):
-                lane.unload_adapter(name)
+                checks.submit(border.post, Leaving(name))
+            case Leaving(name):
+                if reading := lane.unload_adapter(name):
+                    threading.Thread(target=_wait, args=(border, name, reading), name="unload", daemon=True).start()
+                else:
+                    border.send(AdapterUnloaded(name))
+            case AdapterUnloaded():
+                border.send(command)
             case PinAdapter(name, pinned):
                 lane.pin_adapter(name, pinned)
 
@@ -178,6 +199,11 @@ def _check(border: Border, name: str, folder: Path, base: Base) -> None:
         traceback.print_exc()
         checked = Checked(name, folder, None, f"adapter {name}: {error}")
     border.post(checked)
+
+
+def _wait(border: Border, name: str, reading: Collection[Future[Any]]) -> None:
+    wait(reading)
+    border.post(AdapterUnloaded(name))
 
 
 def _versions() -> dict[str, str]:

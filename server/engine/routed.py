@@ -14,8 +14,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Any
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.engines import Change, Engines
@@ -24,7 +25,7 @@ from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.packing import Packer
 from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions
-from loraplex.server.engine.routed_engine import Sequence as Running
+from loraplex.server.engine.routed_sequence import Sequence as Running
 from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import AdapterInvalid, LoraplexError
 
@@ -81,6 +82,8 @@ class RoutedLane:
         self._pinned: set[Adapter] = set()
         self._clock = itertools.count(1)
         self._waiting: deque[Running] = deque()
+        self._held: set[Adapter] = set()
+        """Adapters that keep their slots beyond their turn, for sequences that do not give way."""
         self._ended: list[Output] = []
         self._packer = Packer()
         self._engines = Engines(
@@ -108,6 +111,10 @@ class RoutedLane:
             or self._engines.next_link(self._wanted, self._waited_for)
             or (self._fallback and self._fallback.busy)
         )
+
+    @property
+    def places(self) -> int:
+        return self._engines.places
 
     @property
     def linked(self) -> set[str]:
@@ -184,18 +191,18 @@ class RoutedLane:
         if adapter := self._known.get(name):
             (self._pinned.add if pinned else self._pinned.discard)(adapter)
 
-    def unload_adapter(self, name: str) -> None:
+    def unload_adapter(self, name: str) -> list[Future[Any]]:
         """Forget an adapter: sequences that run or wait go on. Unknown ones are ignored."""
         if (adapter := self._known.pop(name, None)) is None:
-            return
+            return []
         self._pinned.discard(adapter)
         del self._folders[adapter]
-        self._packer.forget(adapter)
-        self._engines.forget(adapter)
+        reading = [self._packer.forget(adapter), self._engines.forget(adapter)]
         if self._fallback:
-            self._fallback.unload_adapter(name)
+            reading += self._fallback.unload_adapter(name) or ()
         if not any(waiting.adapter == adapter for waiting in self._waiting):
             self._used.pop(adapter, None)
+        return [each for each in reading if each]
 
     def _refusal(self, request: Submit) -> str | None:
         """Why a request cannot run. og.Engine checks no ids, and one beyond the vocabulary would choose an adapter."""
@@ -221,6 +228,10 @@ class RoutedLane:
     def _begin(self, sequence: Running) -> None:
         if sequence.adapter is not None and not self._may_begin(sequence.adapter):
             self._waiting.append(sequence)
+            return
+        if not sequence.movable:
+            problem = "the engine was replaced, and a guided answer cannot go on in another one: ask again"
+            self._ended.append(Output(sequence.request.sequence, [], error=problem))
             return
         try:
             self._engines.current.begin(sequence)
@@ -273,9 +284,11 @@ class RoutedLane:
             except (OSError, RuntimeError, LoraplexError) as error:
                 logger.error("adapter %s cannot be used: %s", adapter.name, error)
                 self._fail_waiting({adapter}, f"the adapter cannot be linked: {error}")
-        slots.promise(short, now)
-        for adapter in slots.overdue(now - self._turn_seconds):
+        slots.promise(short, now, self._held, written)
+        overdue = slots.overdue(now - self._turn_seconds)
+        for adapter in overdue:
             self._waiting.extend(engine.take(adapter))
+        self._held = engine.busy_adapters().keys() & overdue
         if any(self._may_begin(adapter) for adapter in self._waited_for):
             self._move(())
 

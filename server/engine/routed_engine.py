@@ -16,6 +16,7 @@ import onnxruntime_genai as og
 from loraplex.server.engine.linker import CONFIG, Linked
 from loraplex.server.engine.lora_operator import Bank
 from loraplex.server.engine.messages import Finish, Output, Submit
+from loraplex.server.engine.routed_sequence import Sequence, is_greedy, seed
 from loraplex.server.engine.routing import tag
 from loraplex.server.engine.slots import Adapter, Slots
 from loraplex.server.engine.warmup import WarmUp
@@ -58,21 +59,6 @@ def _dynamic_batching(options: EngineOptions, decoder: Mapping[str, int]) -> dic
         "prefix_caching": options.prefix_cache,
         **(kv or {"gpu_utilization_factor": options.kv_memory}),
     }
-
-
-@dataclass
-class Sequence:
-    """A sequence and what it has generated so far, from which it can go on in another engine."""
-
-    request: Submit
-    adapter: Adapter | None
-    """The one that had the request's name when it came."""
-    tokens: list[int] = field(default_factory=list)
-
-    @property
-    def movable(self) -> bool:
-        """Whether it can go on from here: the engine begins every guide at its beginning."""
-        return not self.tokens or self.request.guide is None
 
 
 class RoutedEngine:
@@ -149,10 +135,8 @@ class RoutedEngine:
     def begin(self, sequence: Sequence) -> None:
         """Run a sequence, from its prompt and what it has generated; its adapter has a slot. Ends a warm-up.
 
-        Raises RuntimeError for options out of range, and for a sequence that cannot go on.
+        Raises RuntimeError for options out of range.
         """
-        if not sequence.movable:
-            raise RuntimeError("the engine was replaced, and a guided answer cannot go on in another one: ask again")
         self.stop_warm_up()
         self._begin(sequence)
 
@@ -181,6 +165,7 @@ class RoutedEngine:
 
     def _begin(self, sequence: Sequence) -> None:
         request, done = sequence.request, len(sequence.tokens)
+        sequence.before = done
         prompt = [*request.prompt, *sequence.tokens]
         if sequence.adapter:
             prompt = tag(prompt, self.slots.number(sequence.adapter), self.linked.vocab_size)
@@ -239,9 +224,15 @@ class RoutedEngine:
         self.stop_warm_up()
         return [sequence for number in list(self.running) if (sequence := self.close(number))]
 
+    def take_willing(self) -> list[Sequence]:
+        """As `take_all`, but for those that do not give way."""
+        self.stop_warm_up()
+        numbers = [number for number, each in self.running.items() if each.gives_way]
+        return [sequence for number in numbers if (sequence := self.close(number))]
+
     def take(self, adapter: Adapter) -> list[Sequence]:
-        """Drop an adapter's sequences, but for those that cannot go on elsewhere, and return them, oldest first."""
-        numbers = [number for number, each in self.running.items() if each.adapter == adapter and each.movable]
+        """Drop an adapter's sequences, but for those that do not give way, and return them, oldest first."""
+        numbers = [number for number, each in self.running.items() if each.adapter == adapter and each.gives_way]
         return [sequence for number in numbers if (sequence := self.close(number))]
 
     def _turn(self, handle: Any, request: Submit, done: int) -> Any:
@@ -253,7 +244,7 @@ class RoutedEngine:
         turn = og.TurnOptions(handle)
         turn.set_max_generated_tokens(left)
         turn.set_min_generated_tokens(left if sampling.ignore_eos else max(0, sampling.min_tokens - done))
-        greedy = sampling.temperature == 0 or sampling.top_k == 1
+        greedy = is_greedy(sampling)
         turn.set_do_sample(not greedy)
         turn.set_top_p(sampling.top_p)
         if not greedy:
@@ -262,7 +253,7 @@ class RoutedEngine:
         turn.set_repetition_penalty(sampling.repetition_penalty)
         turn.set_no_repeat_ngram_size(0)
         if self._dynamic:
-            turn.set_seed(sampling.seed)
+            turn.set_seed(seed(sampling, done))
         if request.guide is not None:
             turn.set_guidance(_GUIDES[request.guide.kind], request.guide.text)
         return turn

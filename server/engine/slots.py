@@ -56,19 +56,26 @@ class Slots:
         """Adapters that begin no more sequences, since others wait for their slots."""
         return self._leaving.keys()
 
-    def promise(self, count: int, now: float = 0.0) -> None:
+    def promise(
+        self, count: int, now: float = 0.0, held: Collection[Adapter] = (), new: Collection[Adapter] = ()
+    ) -> None:
         """Choose up to `count` adapters to give up their slots: those that have been there longest, at most half.
 
         Adapters that wait for a slot would otherwise wait for as long as requests for the others keep coming. The other
-        half goes on as before, so that their requests do not wait for a turn too. `now` in seconds.
+        half goes on as before, so that their requests do not wait for a turn too. `now` in seconds. Of those chosen
+        earlier, `held` have sequences that do not give way: they still leave as soon as they can, and of the rest half
+        leaves. Those that are `new` are to begin first.
         """
-        count, pinned = min(count, max(1, self._count // 2)), self._keeping
-        kept = [adapter for adapter in self._leaving if adapter in self._slots and adapter not in pinned]
-        self._leaving = {adapter: self._leaving[adapter] for adapter in kept[:count]}
+        pinned = self._keeping
+        kept = [adapter for adapter in self._leaving if count and adapter in self._slots and adapter not in pinned]
+        late = [adapter for adapter in kept if adapter in held]
+        count = min(count, max(1, (self._count - len(late)) // 2))
+        soon = [adapter for adapter in kept if adapter not in held][:count]
+        self._leaving = {adapter: self._leaving[adapter] for adapter in (*late, *soon)}
         for adapter in self._slots:
-            if len(self._leaving) >= count:
+            if len(self._leaving) >= len(late) + count:
                 break
-            if adapter not in pinned:
+            if adapter not in pinned and adapter not in new:
                 self._leaving.setdefault(adapter, now)
 
     def overdue(self, since: float) -> list[Adapter]:

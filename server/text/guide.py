@@ -57,6 +57,7 @@ async def _compile(guide: Guide) -> str:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C is for the server, which lets requests finish
     )
     try:
         async with asyncio.timeout(TIMEOUT):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
+from collections import Counter
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.routed import RoutedLane
-from loraplex.server.engine.routed_engine import EngineOptions
+from loraplex.server.engine.routed_engine import EngineOptions, RoutedEngine
+from loraplex.server.engine.routed_sequence import Sequence
 from loraplex.server.engine.slots import Adapter, Slots
 from tests.checkpoints import Family
 from tests.engine.lanes import GREEDY, Answer, Model, ask, batched, generator, run
@@ -127,6 +131,72 @@ def test_running_sequences_move_where_an_old_engine_does_not_drain(llama: Model,
     assert tokens == ask(whole, [0, 8, 9], "four", 120, sampling=Sampling(temperature=0, ignore_eos=True)).tokens
 
 
+SEEDED = Sampling(seed=3, seed_given=True, ignore_eos=True)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """How often each sequence begins in an engine, or goes on in another."""
+    counts: Counter[int] = Counter()
+    begin = RoutedEngine._begin
+
+    def counted(engine: RoutedEngine, sequence: Sequence) -> None:
+        counts[sequence.request.sequence] += 1
+        begin(engine, sequence)
+
+    monkeypatch.setattr(RoutedEngine, "_begin", counted)
+    return counts
+
+
+def test_an_answer_with_a_seed_does_not_move(llama: Model, cache: Path, begun: Counter[int]) -> None:
+    """It would draw other tokens. What waits for another engine waits for it, as for no other."""
+    lane = routed(llama, cache, "four", max_linked=1, drain_seconds=0.0)
+    for number, sampling in enumerate((SEEDED, Sampling(temperature=0, ignore_eos=True))):
+        lane.submit(Submit(number, "four", [0, 8, 9], 120, sampling))
+    answers = {number: Answer() for number in range(4)}
+    later = iter(("nine", "some"))
+    number = 2
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+        if len(answers[0].tokens) >= 20 * (number - 1) and (name := next(later, None)):
+            load(lane, llama, name)
+            lane.submit(Submit(number, name, list(PROMPTS[1]), 4, GREEDY))
+            number += 1
+    assert [answer.error for answer in answers.values()] == [None] * 4
+    assert [len(answer.tokens) for answer in answers.values()][:2] == [120, 120]
+    assert begun[0] == 1
+    assert begun[1] > 1
+
+
+def test_without_memory_for_two_engines_even_an_answer_with_a_seed_moves(
+    llama: Model, cache: Path, begun: Counter[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = routed(llama, cache, "four", max_linked=1)
+    lane.submit(Submit(0, "four", [0, 8, 9], 120, SEEDED))
+    answer = Answer()
+    while not answer.tokens:
+        for output in lane.step():
+            answer.add(output)
+    init, full = RoutedEngine.__init__, [True]
+
+    def no_room_for_two(*arguments: Any) -> None:
+        if full.pop() if full else False:
+            raise RuntimeError("out of memory")
+        init(*arguments)
+
+    monkeypatch.setattr(RoutedEngine, "__init__", no_room_for_two)
+    load(lane, llama, "nine")
+    lane.submit(Submit(1, "nine", list(PROMPTS[1]), 4, GREEDY))
+    answers = {0: answer, 1: Answer()}
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    assert [len(each.tokens) for each in answers.values()] == [120, 4]
+    assert begun[0] == 2
+    assert "1 answers with a seed go on with other tokens" in caplog.text
+
+
 def test_cancel_and_unload(llama: Model, cache: Path) -> None:
     lane = routed(llama, cache)
     asked = requests()
@@ -193,6 +263,26 @@ def test_a_file_that_an_unload_takes_away_fails_nobody_else(llama: Model, cache:
         for output in lane.step():
             answers[output.sequence].add(output)
     check(llama, answers, asked)
+
+
+def test_who_unloads_an_adapter_learns_what_still_reads_it(
+    llama: Model, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lane = routed(llama, cache, "four")
+    folder = Path(shutil.copytree(llama.bundle.adapter("nine"), tmp_path / "going"))
+    gate = threading.Event()
+    lane._engines._linker.submit(gate.wait)  # a thread that is held up
+    lane.load_adapter("going", folder, check_adapter(folder, llama.bundle.manifest.base))
+    lane.step()
+    reading = lane.unload_adapter("going")
+    assert [each.done() for each in reading] == [False]
+    gate.set()
+    wait(reading)
+    shutil.rmtree(folder)
+    asked = requests(("four", None))
+    check(llama, run(lane, asked), asked)
+    assert not caplog.records
+    assert lane.unload_adapter("four") == lane.unload_adapter("unknown") == []
 
 
 @pytest.mark.parametrize("prompt", [[], [160], [-1], [0, 2**31 - 1], [160 * 2]])

@@ -7,14 +7,19 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
+from loraplex.server.hub_downloads import AT_ONCE
 from tests.hub import TOKEN, Hub, running_hub
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, command, serving
-from tests.server.test_adapters import ask, call
+from tests.server.test_adapters import ask, call, upload, wait_until
+from tests.server.test_connections import connect
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,8 @@ def test_a_bundle_of_the_hub_is_served_and_then_cached(
         assert {model.id for model in server.client.models.list()} == {"plex", "travel", "tone", "json"}
         assert answer(server) == answer(demo_server)
     fetched = [line for line in hub.requests() if line.startswith("GET /acme/demo/resolve/")]
-    assert len(fetched) == len([path for path in DEMO.rglob("*") if path.is_file() and path.name != "README.md"])
+    parts = (DEMO / "bundle.json", *(DEMO / "base").rglob("*"), *(DEMO / "adapters").rglob("*"))
+    assert len(fetched) == len([path for path in parts if path.is_file()])
     weights = list(Path(environment["HF_HOME"]).rglob("model.onnx.data"))
     assert len({path.stat().st_ino for path in weights}) == 1, "the cache and what is served share the space"
     with serving(Path("acme/demo"), tmp_path / "second.log"):
@@ -154,6 +160,81 @@ def test_an_adapter_of_the_hub_is_loaded_by_its_id(hub: Hub, tiny: TinyBundle, t
         assert ask(server, "new", [10, 50, 7]) == right["small"]
         status, error = call(server, "PUT", "/v1/adapters/new", {"hub": "acme/ours"})
         assert (status, error["error"]["code"]) == (403, "forbidden")
+
+
+def downloads(server: ServerProcess) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "loraplex.server.hub_adapter" in child.cmdline():
+                found.append(child)
+    return found
+
+
+@pytest.mark.usefixtures("environment")
+def test_downloads_that_do_not_end_hold_up_nothing_else(hub: Hub, tiny: TinyBundle, tmp_path: Path) -> None:
+    hub.add("acme/small-lora", tiny.adapters["small"])
+    state, names = tmp_path / "state", [f"n{index}" for index in range(12)]
+    flags = ("--dev", "--allow-hub", "--state-dir", str(state))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server, ThreadPoolExecutor(len(names)) as pool:
+        with hub.stalled():
+            asked = [
+                pool.submit(call, server, "PUT", f"/v1/adapters/{name}", {"hub": "acme/small-lora"}) for name in names
+            ]
+            wait_until(lambda: len(downloads(server)) == AT_ONCE)
+            for name in ("first", "second"):  # which takes files, a conversion and the engine
+                assert upload(server, name, *tiny.adapters["large"].glob("adapter_*"))[0] == 201
+                assert ask(server, name, [10, 50, 7]) == ask(server, "large", [10, 50, 7])
+            assert len(downloads(server)) == AT_ONCE
+        assert {each.result(60)[0] for each in asked} == {201}
+        assert ask(server, names[-1], [10, 50, 7]) == ask(server, "small", [10, 50, 7])
+        assert downloads(server) == []
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_download_ends_with_the_client_and_with_the_server(hub: Hub, tiny: TinyBundle, tmp_path: Path) -> None:
+    hub.add("acme/small-lora", tiny.adapters["small"])
+    state, body = tmp_path / "state", json.dumps({"hub": "acme/small-lora"}).encode()
+    head = b"PUT /v1/adapters/new HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    flags = ("--dev", "--allow-hub", "--state-dir", str(state), "--drain-timeout", "1")
+    with hub.stalled(), serving(tiny.folder, tmp_path / "log", *flags) as server:
+        with connect(server) as leaving:
+            leaving.sendall(head + body)
+            wait_until(lambda: bool(downloads(server)))
+            assert len(list(state.iterdir())) == 2
+        wait_until(lambda: not downloads(server) and [each.name for each in state.iterdir()] == ["adapters.json"])
+        assert " 499 " in server.log.read_text()
+        with connect(server) as staying:
+            staying.sendall(head + body)
+            wait_until(lambda: bool(downloads(server)))
+            (download,) = downloads(server)
+            assert server.stop() == 0
+        assert not download.is_running()
+        assert [each.name for each in state.iterdir()] == ["adapters.json"]
+    with hub.stalled(), serving(tiny.folder, tmp_path / "again.log", *flags) as server, connect(server) as killed:
+        killed.sendall(head + body)
+        wait_until(lambda: bool(downloads(server)))
+        (download,) = downloads(server)
+        server.process.kill()
+        assert psutil.wait_procs([download], timeout=20)[1] == []
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_name_that_leads_elsewhere_fetches_and_deletes_nothing(hub: Hub, tiny: TinyBundle, tmp_path: Path) -> None:
+    hub.add("acme/small-lora", tiny.adapters["small"])
+    state = tmp_path / "home" / "state"
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "precious").write_text("x")
+    before = len(hub.requests())
+    with serving(tiny.folder, tmp_path / "log", "--dev", "--allow-hub", "--state-dir", str(state)) as server:
+        for name in ("../../fetched", "..", "a/b", "tiny"):
+            wanted = {"lora_name": name, "lora_path": "acme/small-lora"}
+            status, error = call(server, "POST", "/v1/load_lora_adapter", wanted)
+            assert (status, error["error"]["code"]) == (400, "invalid_value")
+    assert len(hub.requests()) == before
+    assert {each.name for each in (tmp_path / "home").iterdir()} == {"precious", "state"}
+    assert [path.name for path in state.iterdir()] == ["adapters.json"]
 
 
 @pytest.mark.usefixtures("environment")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from loraplex.server.engine.residency import choose
 from loraplex.server.engine.slots import Adapter, Slots
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, wait_until
+from tests.server.test_adapters import ask, call, upload, wait_until
 
 ADAPTERS = [Adapter(name, Path(name), "0" * 64, {}) for name in "abcd"]
 
@@ -94,4 +95,50 @@ def test_a_pinned_adapter_stays_when_its_folder_disappears(tiny: TinyBundle, tmp
         wait_until(lambda: "left" not in {model.id for model in server.client.models.list()})
         assert "kept is no longer in" in log.read_text()
         assert ask(server, "kept", [10, 50, 7]) == ask(server, "small", [10, 50, 7])
-        assert call(server, "DELETE", "/v1/adapters/kept")[0] == 200
+        assert call(server, "PATCH", "/v1/adapters/kept", {"pinned": False})[0] == 200
+        wait_until(lambda: "kept" not in {model.id for model in server.client.models.list()})
+        assert log.read_text().count("kept is no longer in") == 1
+
+
+def test_there_is_no_room_for_more_adapters_than_the_graph_tells_apart(tiny: TinyBundle, tmp_path: Path) -> None:
+    """Whatever --max-linked says: a slot is one dimension of a key in the routing layer's cache."""
+    decoder = json.loads((tiny.folder / "base" / "generator" / "genai_config.json").read_text())["model"]["decoder"]
+    places = decoder["num_key_value_heads"] * decoder["head_size"]
+    flags = ("--dev", "--engine", "routed", "--max-linked", "2000", "--adapter-dir", str(tiny.folder / "adapters"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        assert f'max_lora="{places}"' in server.get("/metrics")[1]
+        for index in range(places):
+            assert call(server, "PUT", f"/v1/adapters/a{index}", {"path": "small"})[0] == 201
+            status, body = call(server, "PATCH", f"/v1/adapters/a{index}", {"pinned": True})
+            if index < places - 1:
+                assert status == 200
+        assert status == 400
+        assert f"{places - 1} adapters are, of {places} that" in body["error"]["message"]
+        assert ask(server, f"a{places - 1}", [10, 50, 7]) == ask(server, "small", [10, 50, 7])
+        assert ask(server, "large", [10, 50, 7])
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_pinned_adapter_is_replaced_while_it_is_in_use(
+    server: ServerProcess, tiny: TinyBundle, tiny_server: ServerProcess
+) -> None:
+    """The old one holds its place only for the requests that it has."""
+    prompt = [10, 50, 7]
+    for name in ("large", "small"):
+        assert call(server, "PATCH", f"/v1/adapters/{name}", {"pinned": name == "small"})[0] == 200
+    stream = server.client.completions.create(
+        model="small", prompt=prompt, temperature=0, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+    )
+    first = next(iter(stream)).choices[0].text
+    assert upload(server, "small", *tiny.adapters["large"].glob("adapter_*"))[0] == 200
+    for name, right in (("middle", "middle"), ("small", "large"), ("partial", "partial"), ("large", "large")):
+        assert ask(server, name, prompt) == ask(tiny_server, right, prompt)
+    whole = tiny_server.client.completions.create(
+        model="small", prompt=prompt, temperature=0, max_tokens=200, extra_body={"ignore_eos": True}
+    )
+    assert first + "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+    wait_until(lambda: len(call(server, "GET", "/v1/adapters")[1]["data"]) == len(tiny.adapters))
+    # As many as before may be pinned.
+    assert call(server, "PATCH", "/v1/adapters/large", {"pinned": True})[0] == 400
+    assert call(server, "PATCH", "/v1/adapters/small", {"pinned": False})[0] == 200
+    assert call(server, "PATCH", "/v1/adapters/large", {"pinned": True})[0] == 200

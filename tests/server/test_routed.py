@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import openai
 import pytest
 
 from tests.checkpoints import reference_tokens
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, command, serving
+from tests.server.test_adapters import call, upload
 from tests.server.test_parity import text
 
 MODELS = ("tiny", "small", "middle", "large", "partial")
@@ -24,7 +28,17 @@ PROMPT = [99, 8, 64, 64, 41, 150, 12, 77, 31]
 @pytest.fixture(scope="module")
 def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("routed")
-    flags = ("--engine", "routed", "--device", "cpu", "--max-running", "8", "--link-cache", str(folder / "cache"))
+    flags = (
+        "--engine",
+        "routed",
+        "--device",
+        "cpu",
+        "--max-running",
+        "8",
+        "--dev",
+        "--link-cache",
+        str(folder / "cache"),
+    )
     with serving(tiny.folder, folder / "log", *flags) as found:
         yield found
     log = (folder / "log").read_text()
@@ -126,6 +140,42 @@ def test_fewer_slots_than_adapters(tiny: TinyBundle, tmp_path: Path) -> None:
             for model in MODELS:
                 expected = text(reference_tokens(tiny.checkpoint, tiny.adapters.get(model), PROMPT, 24))
                 assert ask(server, model, PROMPT).text.strip() == expected.strip()
+
+
+def test_what_no_engine_of_an_old_bundle_has_is_refused(tiny: TinyBundle, tmp_path: Path) -> None:
+    """Its graph takes the last token in a way that cannot be fed other positions."""
+    bundle = shutil.copytree(tiny.folder, tmp_path / "bundle")
+    model = onnx.load(bundle / "base" / "generator" / "model.onnx", load_external_data=False)
+    nodes = {node.name: node for node in model.graph.node}
+    gather, unsqueeze = nodes["/lm_head/prune/Gather"], nodes["/lm_head/prune/Unsqueeze"]
+    for name, value in (("starts", -1), ("ends", 2**31 - 1), ("axes", 1)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
+    last = onnx.helper.make_node("Slice", [gather.input[0], "starts", "ends", "axes"], [unsqueeze.output[0]])
+    model.graph.node.insert(list(model.graph.node).index(gather), last)
+    model.graph.node.remove(gather)
+    model.graph.node.remove(unsqueeze)
+    onnx.save(model, bundle / "base" / "generator" / "model.onnx")
+    flags = ("--engine", "routed", "--device", "cpu", "--link-cache", str(tmp_path / "cache"))
+    with serving(bundle, tmp_path / "log", *flags) as server:
+        with pytest.raises(openai.BadRequestError) as refusal:
+            ask(server, "small", PROMPT, echo=True, logprobs=1)
+        assert refusal.value.code == "unsupported_parameter"
+        assert [len(top) for top in ask(server, "small", PROMPT, logprobs=2, max_tokens=6).logprobs.top_logprobs] == [
+            2
+        ] * 6
+
+
+def test_adapters_that_go_as_soon_as_they_have_come(tiny: TinyBundle, server: ServerProcess) -> None:
+    """What links them, beside the requests, still finds their files."""
+    for turn in range(3):
+        name = f"passing{turn}"
+        assert upload(server, name, *tiny.adapters["small"].glob("adapter_*"))[0] == 201
+        assert call(server, "DELETE", f"/v1/adapters/{name}")[0] == 200
+    expected = text(reference_tokens(tiny.checkpoint, tiny.adapters["large"], PROMPT, 24))
+    assert ask(server, "large", PROMPT).text.strip() == expected.strip()
+    log = server.log.read_text()
+    assert "cannot be linked" not in log
+    assert " ERROR " not in log
 
 
 def test_guided_answers_are_valid(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, upload
+from tests.server.process import ServerProcess, command, serving
+from tests.server.test_adapters import ask, call, upload, wait_until
 
 PROMPT = [12, 52, 7]
 SIZE = 2**20
@@ -192,6 +192,37 @@ def test_a_copy_that_vanishes_before_the_engine_reads_it(server: ServerProcess, 
     assert kept(state) == set()
     assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
     assert ask(server, "new", PROMPT) == ask(server, "small", PROMPT)
+
+
+def test_a_copy_stays_until_the_engine_has_let_it_go(server: ServerProcess, state: Path) -> None:
+    assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
+    engine = server.engine()
+    engine.suspend()  # as in the middle of a long step
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(call, server, "DELETE", "/v1/adapters/new")
+        wait_until(lambda: "new" not in names(server))
+        assert list(copies(state)[0].glob("*.onnx_adapter"))
+        engine.resume()
+        assert answer.result(30)[0] == 200
+    assert kept(state) == set()
+    # Nor does an engine that is stuck keep who deletes it waiting for ever, or one that died the copy.
+    assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
+    engine.suspend()
+    assert call(server, "DELETE", "/v1/adapters/new")[0] == 200
+    assert copies(state)
+    engine.kill()
+    wait_until(lambda: not copies(state))
+    assert ask(server, "small", PROMPT)
+
+
+def test_two_servers_cannot_share_a_state_dir(server: ServerProcess, tiny: TinyBundle, state: Path) -> None:
+    assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
+    second = subprocess.run(
+        command(tiny.folder, "--state-dir", str(state)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert second.returncode == 1
+    assert f"--state-dir {state} is used by another server" in second.stderr
+    assert kept(state) == {"new"}
 
 
 def test_an_engine_that_is_killed_while_it_loads(server: ServerProcess, state: Path) -> None:
