@@ -76,6 +76,8 @@ def build(
     except BenchFailed as error:
         sys.exit(f"loraplex: {error.message}")
     print(tables(costs))
+    for line in differences(costs):
+        print(f"warning: {line}", file=sys.stderr)
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n")
 
@@ -119,6 +121,20 @@ def tables(costs: Sequence[BuildCost]) -> str:
     if len(costs) > 1:
         parts.append(_beside(costs))
     return "\n\n".join(parts)
+
+
+def differences(costs: Sequence[BuildCost]) -> list[str]:
+    """What makes the first bundle's build another work than the others', or work elsewhere; a line each."""
+    first, *others = costs
+    own = {"base": first.base, **first.machine}
+    found = []
+    for cost in others:
+        theirs = {"base": cost.base, **cost.machine}
+        for name in dict.fromkeys((*own, *theirs)):
+            one, other = own.get(name, "nothing"), theirs.get(name, "nothing")
+            if one != other:
+                found.append(f"{name}: {first.bundle} has {one}, {cost.bundle} has {other}")
+    return found
 
 
 def size(count: float) -> str:

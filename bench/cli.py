@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from cyclopts import App
 
-from loraplex.bench.errors import OptionsInvalid, WorkloadInvalid
+from loraplex.bench.errors import INTERRUPTED, Interrupted, OptionsInvalid, WorkloadInvalid
 from loraplex.bench.load.event_loop import run
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.sampling import Sampling
@@ -52,6 +52,7 @@ def serve(
         report=report or Report(),
         cold=cold or Cold(),
     )
+    _warn_of_unheeded(options.target)
     found = finish(lambda: benchmark(options))
     print(text(found))
     try:
@@ -59,6 +60,8 @@ def serve(
             print(f"wrote {path}")
     except (OSError, LoraplexError) as error:
         sys.exit(f"loraplex: {error}")
+    if found.interrupted:
+        sys.exit(INTERRUPTED)
     if not found.totals.completed:
         sys.exit("loraplex: every request failed")
 
@@ -102,6 +105,7 @@ def sweep(
         begun.append(point.value)
         print(point.line(), flush=True)
 
+    _warn_of_unheeded(options.target)
     found, runs = finish(lambda: measure(options, wanted, options.report.result_dir, done))
     print(f"\n{found.stopped}; best at {found.over} {found.best:g}" if found.best else f"\n{found.stopped}")
     try:
@@ -109,6 +113,8 @@ def sweep(
             print(f"wrote {path}")
     except OSError as error:
         sys.exit(f"loraplex: {error}")
+    if found.interrupted:
+        sys.exit(INTERRUPTED)
     if found.best is None:
         sys.exit(1)
 
@@ -122,16 +128,25 @@ bench.command("loraplex.bench.lanes.engine:engine", help="Measure lanes without 
 def finish(work: Callable[[], Coroutine[None, None, Result]]) -> Result:
     """Run to the end on the fastest event loop there is.
 
-    Ends the command with status 2 where what was asked for is wrong, with 1 where it failed.
+    Ends the command with status 2 where what was asked for is wrong, with 1 where it failed, with 130 after SIGINT.
     """
     try:
         return run(work())
     except (OptionsInvalid, WorkloadInvalid) as error:
         print(f"loraplex: {error.message}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as error:
+        print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except LoraplexError as error:
         sys.exit(f"loraplex: {error.message}")
     except MemoryError as error:
         sys.exit(f"loraplex: not enough memory: {error}; send fewer or shorter prompts")
     except KeyboardInterrupt:
-        sys.exit(130)
+        print("loraplex: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _warn_of_unheeded(target: Target) -> None:
+    if target.unheeded:
+        print(f"warning: --base-url {target.base_url} is asked, not {' '.join(target.unheeded)}", file=sys.stderr)

@@ -8,20 +8,32 @@ time, and prints a Markdown table: medians over the rounds.
 
 from __future__ import annotations
 
-import asyncio
-import re
-import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Mapping, Sequence
 from importlib.resources import as_file, files
 from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 
 import httpx
 from cyclopts import App
-from msgspec import Struct, json
+from msgspec import Struct
 
+from loraplex.bench.errors import ServerFailed
+from loraplex.bench.load.client import opened
+from loraplex.bench.load.driver import Measured, Tally, drive
+from loraplex.bench.load.event_loop import run
+from loraplex.bench.load.flags import AtLeastOne
+from loraplex.bench.load.options import Adapters, Data, Traffic
+from loraplex.bench.load.prompt import Prompt
+from loraplex.bench.load.sampling import Sampling
+from loraplex.bench.load.target import Target
+from loraplex.bench.load.workload import Planned, Workload
 from loraplex.bench.machine import processor
+from loraplex.bench.peers.peer import free_port, started
+from loraplex.bench.table import markdown
+from loraplex.server.errors import LoraplexError
 
 PROMPTS = {
     "travel": "What should I see in Paris?",
@@ -30,16 +42,12 @@ PROMPTS = {
     None: "Tell me about Paris.",
 }
 """By adapter; None is the base."""
+LONGEST = 256
+"""Tokens of an answer; all end before."""
+STREAMS = (1, 4, 8)
 REQUESTS_PER_STREAM = 8
 
 app = App(help=__doc__)
-
-
-class Answer(Struct, frozen=True):
-    """One streamed answer: seconds to its first text, and its tokens."""
-
-    first_token: float
-    tokens: int
 
 
 class Round(Struct, frozen=True):
@@ -48,99 +56,64 @@ class Round(Struct, frozen=True):
     tokens_per_second: float
 
 
-async def ask(client: httpx.AsyncClient, model: str, prompt: str) -> Answer:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    start = time.perf_counter()
-    first: float | None = None
-    tokens = 0
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            chunk = json.decode(line.removeprefix("data: "))
-            if first is None and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                first = time.perf_counter() - start
-            if chunk["usage"]:
-                tokens = chunk["usage"]["completion_tokens"]
-    assert first is not None, f"{model} gave no text"
-    return Answer(first, tokens)
-
-
-async def measure(client: httpx.AsyncClient, models: dict[str, str], concurrency: int) -> Round:
-    """Keep `concurrency` streams busy with REQUESTS_PER_STREAM requests each."""
-    work = islice(cycle(models.items()), concurrency * REQUESTS_PER_STREAM)
-    answers: list[Answer] = []
-
-    async def stream() -> None:
-        for model, prompt in work:
-            answers.append(await ask(client, model, prompt))
-
-    start = time.perf_counter()
-    await asyncio.gather(*(stream() for _ in range(concurrency)))
-    seconds = time.perf_counter() - start
-    return Round(
-        statistics.median(answer.first_token for answer in answers), sum(answer.tokens for answer in answers) / seconds
-    )
-
-
-async def run(url: str, rounds: int) -> str:
-    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
-        cards = (await client.get("/v1/models")).json()["data"]
-        version = (await client.get("/version")).json()
-        models = {card["id"]: PROMPTS[card["id"] if card["parent"] else None] for card in cards}
-        await measure(client, models, 1)
-        results: dict[int, list[Round]] = {1: [], 4: [], 8: []}
-        for _ in range(rounds):
-            for concurrency, found in results.items():
-                found.append(await measure(client, models, concurrency))
-    packages = ", ".join(f"{name} {number}" for name, number in version["packages"].items())
-    lines = [
-        "| requests at once | TTFT, median ms | tokens/s |",
-        "|---|---|---|",
-        *(
-            f"| {concurrency} | {statistics.median(each.first_token for each in found) * 1000:.1f} "
-            f"| {statistics.median(each.tokens_per_second for each in found):.0f} |"
-            for concurrency, found in results.items()
-        ),
-        "",
-        f"{processor()}, {version['threads']} threads, lane {version['lane']}; {packages}; medians of {rounds} rounds.",
+def plan(url: str, count: int) -> list[Planned]:
+    """So many requests, in turn to every model that the server lists."""
+    cards = httpx.get(f"{url}/v1/models").json()["data"]
+    prompts = [
+        Prompt(content=PROMPTS[card["id"] if card["parent"] else None], output_tokens=LONGEST, model=card["id"])
+        for card in cards
     ]
-    return "\n".join(lines)
+    target, sampling = Target(backend="openai-chat"), Sampling(temperature=0)
+    workload = Workload(target, Data(), sampling, Adapters(), "")
+    return workload.plan(list(islice(cycle(prompts), count)), Traffic())
+
+
+async def measure(url: str, streams: int) -> Round:
+    """Keep `streams` busy with REQUESTS_PER_STREAM requests each. Raises ServerFailed."""
+    async with opened(f"{url}/v1/chat/completions", {}, 60, insecure=False) as client:
+        measured = await drive(client, plan(url, streams * REQUESTS_PER_STREAM), streams, Tally())
+    return _round(measured)
+
+
+def _round(measured: Measured) -> Round:
+    for each in measured.requests:
+        if each.error_kind is not None:
+            raise ServerFailed(f"{each.model}: {each.error_kind}: {each.error}")
+    tokens = sum(each.output_tokens for each in measured.requests)
+    return Round(median(each.ttft for each in measured.requests), tokens / measured.duration)
+
+
+def table(found: Sequence[Mapping[int, Round]]) -> str:
+    """Medians over the rounds, each by the number of requests at once."""
+    rows = [
+        (
+            str(streams),
+            f"{median(each[streams].first_token for each in found) * 1000:.1f}",
+            f"{median(each[streams].tokens_per_second for each in found):.0f}",
+        )
+        for streams in STREAMS
+    ]
+    return markdown(("requests at once", "TTFT, median ms", "tokens/s"), rows)
 
 
 @app.default
-def main(*, rounds: int = 5) -> None:
-    with as_file(files("loraplex.adapters") / "demo") as bundle:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "loraplex.server", "serve", str(bundle), "--port", "0"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert server.stderr is not None
-            url = next(found[1] for line in server.stderr if (found := re.search(r"ready on (http://\S+);", line)))
-            # Nobody reads the log from here on; a full pipe would stop the server.
-            drain = asyncio.to_thread(server.stderr.read)
-
-            async def both() -> str:
-                task = asyncio.create_task(drain)
-                try:
-                    return await run(url, rounds)
-                finally:
-                    server.terminate()
-                    await task
-
-            print(asyncio.run(both()))
-        finally:
-            server.terminate()
-            server.wait()
+def main(*, rounds: AtLeastOne = 5) -> None:
+    """Print the table."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    try:
+        with as_file(files("loraplex.adapters") / "demo") as bundle, TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "loraplex.server", "serve", str(bundle), "--port", str(port)]
+            with started(command, url, Path(folder) / "server.log"):
+                run(measure(url, 1))
+                found = [{streams: run(measure(url, streams)) for streams in STREAMS} for _ in range(rounds)]
+                version = httpx.get(f"{url}/version").json()
+    except (LoraplexError, OSError) as error:
+        sys.exit(f"loraplex: {error}")
+    packages = ", ".join(f"{name} {number}" for name, number in version["packages"].items())
+    setup = (
+        f"{processor()}, {version['threads']} threads, lane {version['lane']}; {packages}; medians of {rounds} rounds."
+    )
+    print(f"{table(found)}\n\n{setup}")
 
 
 if __name__ == "__main__":

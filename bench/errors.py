@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from loraplex.server.errors import LoraplexError
 
+INTERRUPTED = 130
+"""The exit status that shells give what SIGINT ended: 128 and the signal's number."""
+
 
 class BenchFailed(LoraplexError):
     """Base of what `loraplex.bench` raises itself. Never on the wire."""
@@ -33,3 +36,9 @@ class ServerFailed(BenchFailed):
     """The server does not answer, or not as a server of the OpenAI API does."""
 
     code = "server_failed"
+
+
+class Interrupted(BenchFailed):
+    """SIGINT came before there was anything to tell."""
+
+    code = "interrupted"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from loraplex.server.settings import usable_cores
+from loraplex.server.machine import usable_cores
 
 PACKAGES = ("loraplex", "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda")
 """What serving depends on; each is told where it is installed."""

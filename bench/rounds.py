@@ -30,10 +30,10 @@ class Rounds(Struct, frozen=True):
 
 
 def grouped(runs: Iterable[Run]) -> list[Rounds]:
-    """In the order in which they came; runs without a label go by their backend."""
+    """In the order in which they came; runs without a label go by their model."""
     found: dict[tuple[str, str], Rounds] = {}
     for run in runs:
-        label, load = run.configuration.label or run.configuration.backend, load_of(run)
+        label, load = run.configuration.label or run.configuration.model_id, load_of(run)
         found.setdefault((label, load), Rounds(label, load, [])).runs.append(run)
     return list(found.values())
 

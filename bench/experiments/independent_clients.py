@@ -1,254 +1,250 @@
-"""Whether other benchmark clients measure what `bench serve` measures.
+"""Whether other benchmark clients measure what `bench serve` measures, on our real server.
 
-    python -m loraplex.bench.experiments.independent_clients --aiperf PROGRAM --guidellm PROGRAM [--rounds 5]
+    python -m loraplex.bench.experiments.independent_clients BUNDLE --aiperf PROGRAM --guidellm PROGRAM [--rounds 5]
 
-PROGRAM is `aiperf` or `guidellm`, each in an environment of its own. Our server runs with the demo bundle, by default
-with a scripted engine that gives every stream a token each --pace seconds: then a client that takes processor time
-does not slow down what it measures. `--real` takes the real engine, with one thread. Every round runs each client with
-the same prompts, one after the other, in an order that turns; printed are medians of requests, of those medians over
-the rounds, and their ratios to ours. aiperf asks for all adapters in turn. guidellm asks for one model a run, so it is
-beside a run of ours with one.
+PROGRAM is `aiperf` or `guidellm`, each in an environment of its own. `loraplex serve BUNDLE` runs on the first core of
+this machine with one thread, the clients on the others, so that a client that takes processor time does not slow down
+what it measures. Every round runs each client and, beside it, `bench serve` with requests of the same lengths, in an
+order that turns. Every run has prompts of its own: the server would remember those of the run before. Requests are for
+all adapters in turn; guidellm asks for one model a run, another one each round.
 
-Requests come at a rate. Where each waits for the one before (`--rate 0`), a slightly slower client meets another
-phase of the scripted engine's steps, and TTFT is not comparable.
+The server's log has times of its own for each request. A client's medians are told as shares of the server's, over
+the same requests: so a machine that was slower during one run than during the other makes no difference. The log has no
+ITL, which is told as a share of its TPOT. Agreement is the client's share by ours, the median over the rounds.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import subprocess
+import random
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from importlib.resources import as_file, files
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from itertools import count, product
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from cyclopts import App, Parameter
 from msgspec import Struct
 
+from loraplex.bench.errors import BenchFailed
+from loraplex.bench.experiments.clients import Aiperf, Asked, Client, Figures, Guidellm, Load, Ours
 from loraplex.bench.load.options import Data
 from loraplex.bench.load.random_prompts import random_prompts
 from loraplex.bench.load.vocabulary import Vocabulary
 from loraplex.bench.machine import processor
-from loraplex.bench.results.result_file import read
+from loraplex.bench.peers.peer import free_port, started
+from loraplex.bench.table import markdown
+from loraplex.server.bundle import Bundle
+from loraplex.server.errors import LoraplexError
 
-ADAPTERS = ("travel", "tone", "json")
-WARM_UPS = 24
-"""Requests that bench serve and aiperf do not count; guidellm has none, and its medians need none."""
-MILLISECONDS = 1000.0
+WARM_UP = 8
+"""Requests before the first round."""
+TITLES = {"ttft": "TTFT, ms", "tpot": "TPOT, ms", "itl": "ITL, ms", "e2el": "E2EL, ms", "tokens_per_second": "tokens/s"}
 
 app = App(help=__doc__)
 
 
-class Figures(Struct, frozen=True):
-    """Medians of one run."""
+class Shape(Struct, frozen=True):
+    """What every run sends."""
 
-    ttft_ms: float
-    tpot_ms: float
-    """From the first token to the last, by the tokens after the first."""
-    e2el_ms: float
-    tokens_per_second: float
+    requests: int
+    prompt: int
+    tokens: int
+    spread: float
+    """Answers are tokens * (1 - spread) to tokens * (1 + spread) long."""
+    rate: float
+    streams: int
 
 
-class Load(Struct, frozen=True):
-    """What every client sends."""
+class Record(Struct, frozen=True):
+    """A request as the server's log tells it; lines of other kinds have none of these."""
+
+    time: datetime
+    """Of its end."""
+    path: str = ""
+    status: int = 0
+    seconds: float = 0.0
+    """From its arrival."""
+    first_token_seconds: float | None = None
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    cached_tokens: int = 0
+
+
+RECORDS = msgspec.json.Decoder(Record)
+
+
+class Side(Struct, frozen=True):
+    """One run of a client, and what the server's log has of it, whose `itl` and `client_cores` are nothing."""
+
+    told: Figures
+    served: Figures
+
+    def share(self, key: str) -> float:
+        """The client's figure by the server's; ITL, which the server has not, by its TPOT."""
+        return float(getattr(self.told, key) / getattr(self.served, "tpot" if key == "itl" else key))
+
+
+class Pair(Struct, frozen=True):
+    """Both clients in one round."""
+
+    ours: Side
+    theirs: Side
+
+
+class Server(Struct, frozen=True):
+    """Ours, while it runs."""
 
     url: str
-    folder: Path
-    """With the prompts in each client's form."""
+    log: Path
+    vocabulary: Vocabulary
     tokenizer: Path
-    rate: float
-    """Requests a second, as a Poisson process; 0 for a closed loop of `streams`."""
-    streams: int
-    requests: int
-    tokens: int
+    models: Sequence[str]
+    cores: frozenset[int]
+    """For the clients."""
+
+    def load(self, shape: Shape, seed: int, models: Sequence[str], lengths: random.Random) -> Load:
+        data = Data(num_prompts=shape.requests, random_input_len=shape.prompt, seed=seed)
+        low, high = round(shape.tokens * (1 - shape.spread)), round(shape.tokens * (1 + shape.spread))
+        requests = [
+            Asked(str(each.content), models[index % len(models)], lengths.randint(low, high))
+            for index, each in enumerate(random_prompts(data, self.vocabulary))
+        ]
+        return Load(self.url, self.tokenizer, requests, shape.rate, shape.streams, self.cores)
+
+    def served(self, records: Sequence[Record]) -> Figures:
+        """What the log has of one run."""
+        first = [each.first_token_seconds or 0.0 for each in records]
+        decoded = [
+            (each.seconds - began) / (each.generated_tokens - 1)
+            for each, began in zip(records, first, strict=True)
+            if each.generated_tokens > 1
+        ]
+        ended = [each.time.timestamp() for each in records]
+        span = max(ended) - min(end - each.seconds for end, each in zip(ended, records, strict=True))
+        return Figures(
+            1000 * median(first),
+            1000 * median(decoded),
+            None,
+            1000 * median(each.seconds for each in records),
+            sum(each.generated_tokens for each in records) / span,
+        )
 
 
-def ours(adapters: tuple[str, ...], load: Load) -> Figures:
-    path = load.folder / "ours.json"
-    command = [sys.executable, "-m", "loraplex.server", "bench", "serve", "--base-url", load.url]
-    command += ["--dataset-name", "custom", "--dataset-path", str(load.folder / "prompts.jsonl"), "--disable-shuffle"]
-    command += ["--custom-output-len", str(load.tokens), "--num-prompts", str(load.requests), "--ignore-eos"]
-    command += ["--request-rate", str(load.rate)] if load.rate else ["--max-concurrency", str(load.streams)]
-    command += ["--temperature", "0", "--adapters", *adapters]
-    command += [
-        "--num-warmups",
-        str(WARM_UPS),
-        "--adapter-mix",
-        "round-robin",
-        "--save-result",
-        "--result-dir",
-        str(load.folder),
-    ]
-    _call([*command, "--result-filename", path.name])
-    (run,) = read(path)
-    assert run.totals.failed == 0, run.totals.errors_by_kind
-    found = run.totals.latencies
-    return Figures(found["ttft"].median, found["tpot"].median, found["e2el"].median, run.totals.output_throughput)
+def measure(server: Server, client: Client, load: Load) -> Side:
+    """One run. Raises BenchFailed."""
+    before = server.log.stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        told = client.measure(load, Path(folder))
+    lines = server.log.read_bytes()[before:].splitlines()
+    records = [each for each in map(RECORDS.decode, lines) if each.path == "/v1/completions" and each.status == 200]
+    if len(records) != len(load.requests) or any(each.cached_tokens for each in records):
+        raise BenchFailed(
+            f"the server answered {len(records)} requests of {client.name}, not {len(load.requests)}, and remembered "
+            f"{sum(each.cached_tokens for each in records)} of their tokens"
+        )
+    if sum(each.generated_tokens for each in records) != sum(each.tokens for each in load.requests):
+        raise BenchFailed(f"the answers of {client.name} are not as long as was asked for")
+    return Side(told, server.served(records))
 
 
-def aiperf(program: Path, load: Load) -> Figures:
-    folder = load.folder / "aiperf"
-    command = [str(program), "profile", "-m", ",".join(ADAPTERS), "--model-selection-strategy", "round_robin"]
-    command += ["-u", load.url, "--endpoint-type", "completions", "--streaming", "--use-server-token-count"]
-    command += ["--tokenizer", str(load.tokenizer), "--input-file", str(load.folder / "aiperf.jsonl")]
-    command += ["--custom-dataset-type", "single_turn", "--dataset-sampling-strategy", "sequential"]
-    if load.rate:
-        command += ["--request-rate", str(load.rate), "--arrival-pattern", "poisson"]
-    else:
-        command += ["--concurrency", str(load.streams)]
-    command += ["--request-count", str(load.requests), "--warmup-request-count", str(WARM_UPS)]
-    for field in ("ignore_eos:true", "temperature:0", f"max_tokens:{load.tokens}"):
-        command += ["--extra-inputs", field]
-    _call([*command, "--artifact-dir", str(folder), "--ui", "none"])
-    found = _json(folder / "profile_export_aiperf.json")
-    assert found["request_count"]["avg"] == load.requests, found.get("error_summary")
-    return Figures(
-        found["time_to_first_token"]["p50"],
-        found["inter_token_latency"]["p50"],
-        found["request_latency"]["p50"],
-        found["output_token_throughput"]["avg"],
-    )
+def compare(server: Server, client: Client, shape: Shape, turn: int, seeds: Iterator[int]) -> Pair:
+    """One round of a client and ours, in an order that turns. Raises BenchFailed."""
+    models = server.models if client.several else [server.models[turn % len(server.models)]]
+    found: dict[str, Side] = {}
+    sides: list[Client] = [Ours(), client]
+    for each in sides[:: 1 if turn % 2 else -1]:
+        load = server.load(shape, next(seeds), models, random.Random(turn))
+        found[each.name] = measure(server, each, load)
+    return Pair(found[Ours.name], found[client.name])
 
 
-def guidellm(program: Path, load: Load) -> Figures:
-    path = load.folder / "guidellm.json"
-    backend = f"kind=openai_http,target={load.url},model={ADAPTERS[0]},request_format=/v1/completions"
-    profile = f"kind=poisson,rate={load.rate}" if load.rate else f"kind=concurrent,streams={load.streams}"
-    command = [str(program), "run", "--backend", backend, "--profile", profile]
-    command += ["--constraint", f"kind=max_requests,count={load.requests}"]
-    command += ["--data", f"kind=json_file,path={load.folder / 'guidellm.jsonl'}"]
-    command += ["--tokenizer", f"kind=hf_auto,model={load.tokenizer}", "--output", f"kind=json,path={path}"]
-    _call([*command, "--disable-console-interactive"])
-    (benchmark,) = _json(path)["benchmarks"]
-    metrics = benchmark["metrics"]
-
-    def value(name: str, statistic: str = "median") -> float:
-        found = metrics[name]["successful"]
-        assert found["count"], f"{name} has no sample"
-        return float(found[statistic])
-
-    return Figures(
-        value("time_to_first_token_ms"),
-        value("inter_token_latency_ms"),
-        value("request_latency") * MILLISECONDS,
-        value("output_token_count", "total_sum") / benchmark["duration"],
-    )
-
-
-def write_prompts(folder: Path, tokenizer: Path, count: int, length: int, tokens: int, seed: int) -> None:
-    """The same prompts in the form of each client."""
-    data = Data(num_prompts=count, random_input_len=length, seed=seed)
-    texts = [each.content for each in random_prompts(data, Vocabulary(str(tokenizer)))]
-    rows: dict[str, Callable[[Any], dict[str, Any]]] = {
-        "prompts.jsonl": lambda text: {"prompt": text},
-        "aiperf.jsonl": lambda text: {"text": text},
-        "guidellm.jsonl": lambda text: {"prompt": text, "output_tokens_count": tokens},
-    }
-    for name, row in rows.items():
-        (folder / name).write_bytes(b"".join(msgspec.json.encode(row(text)) + b"\n" for text in texts))
-
-
-@contextmanager
-def serving(bundle: Path, *, real: bool, pace: float) -> Iterator[str]:
-    """A server of ours; yields its URL."""
-    command = [
-        sys.executable,
-        "-m",
-        "loraplex.bench.scripted.server",
-        str(bundle),
-        f"--engine-options=--seconds {pace}",
-    ]
-    if real:
-        command = [sys.executable, "-m", "loraplex.server", "serve", str(bundle), "--threads", "1"]
-    process = subprocess.Popen([*command, "--port", "0"], stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        url = next(found[1] for line in process.stderr if (found := re.search(r"ready on (http://\S+);", line)))
-        # Nobody reads the log from here on; a full pipe would stop the server.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _call(command: list[str]) -> None:
-    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    if done.returncode:
-        sys.exit(f"{command[0]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-
-
-def table(name: str, mine: list[Figures], others: list[Figures], *, closed: bool) -> str:
-    """Rows of a Markdown table; the last column is the median of the rounds' ratios."""
-    titles = {"ttft_ms": "TTFT, ms", "tpot_ms": "TPOT, ms", "e2el_ms": "E2EL, ms"}
-    if closed:  # at a rate, tokens/s is that of the arrivals
-        titles["tokens_per_second"] = "tokens/s"
-    lines = [f"| | `bench serve` | {name} | ratio |", "|---|---|---|---|"]
-    for field, title in titles.items():
-        pairs = [(getattr(our, field), getattr(other, field)) for our, other in zip(mine, others, strict=True)]
-        ratio = median(other / our for our, other in pairs)
-        values = (median(our for our, _ in pairs), median(other for _, other in pairs))
-        lines.append(f"| {title} | {values[0]:.2f} | {values[1]:.2f} | {ratio:.3f} |")
-    return "\n".join(lines)
+def table(client: str, pairs: Sequence[Pair]) -> str:
+    """A Markdown table."""
+    rows = []
+    for key, title in TITLES.items():
+        sides = [[getattr(side.told, key) for side in (pair.ours, pair.theirs)] for pair in pairs]
+        if any(value is None for values in sides for value in values):
+            continue
+        cells = [title]
+        for place in (0, 1):
+            own = [(pair.ours, pair.theirs)[place] for pair in pairs]
+            cells.append(f"{median(values[place] for values in sides):.2f}")
+            cells.append(f"{median(side.share(key) for side in own):.3f}")
+        agreement = [pair.theirs.share(key) / pair.ours.share(key) for pair in pairs]
+        rows.append((*cells, f"{median(agreement):.3f} ({min(agreement):.3f} - {max(agreement):.3f})"))
+    ours, theirs = ([getattr(pair, side).told.client_cores for pair in pairs] for side in ("ours", "theirs"))
+    rows.append(("cores of the client", f"{median(ours):.2f}", "", f"{median(theirs):.2f}", "", ""))
+    return markdown(("", "bench serve", "of the server's", client, "of the server's", "agreement (range)"), rows)
 
 
 @app.default
 def main(
+    bundle: Path,
+    /,
     *,
-    aiperf_program: Annotated[Path | None, Parameter(name="--aiperf")] = None,
-    guidellm_program: Annotated[Path | None, Parameter(name="--guidellm")] = None,
-    real: bool = False,
-    pace: float = 0.05,
-    rate: float = 8.0,
-    streams: int = 8,
-    requests: int = 160,
+    aiperf: Path | None = None,
+    guidellm: Path | None = None,
+    engine: str = "auto",
+    rate: float = 0.0,
+    streams: Annotated[tuple[int, ...], Parameter(consume_multiple=True)] = (1, 4),
+    requests: int = 40,
     prompt: int = 64,
-    tokens: int = 32,
+    tokens: int = 48,
+    spread: float = 0.5,
     rounds: int = 5,
 ) -> None:
-    """Print a table for each client."""
-    found: dict[str, tuple[list[Figures], list[Figures]]] = {}
-    with (
-        as_file(files("loraplex.adapters") / "demo") as bundle,
-        tempfile.TemporaryDirectory() as scratch,
-        serving(bundle, real=real, pace=pace) as url,
-    ):
-        folder, tokenizer = Path(scratch), bundle / "base" / "generator"
-        load = Load(url, folder, tokenizer, rate, streams, requests, tokens)
-        clients: dict[str, tuple[tuple[str, ...], Callable[[Load], Figures]]] = {}
-        if aiperf_program:
-            clients["aiperf"] = (ADAPTERS, partial(aiperf, aiperf_program))
-        if guidellm_program:
-            clients["guidellm"] = (ADAPTERS[:1], partial(guidellm, guidellm_program))
-        for turn in range(rounds):
-            for name, (adapters, other) in clients.items():
-                write_prompts(folder, tokenizer, requests, prompt, tokens, seed=turn)
-                both: dict[str, Callable[[Load], Figures]] = {"ours": partial(ours, adapters), name: other}
-                order = list(both) if turn % 2 else list(both)[::-1]
-                got = {each: both[each](load) for each in order}
-                print(f"round {turn + 1}: {got}", file=sys.stderr, flush=True)
-                mine, others = found.setdefault(name, ([], []))
-                mine.append(got["ours"])
-                others.append(got[name])
-    for name, (mine, others) in found.items():
-        print(f"\n{table(name, mine, others, closed=not rate)}")
-    engine = "one thread of the real engine" if real else f"a token of every stream each {pace * 1000:g} ms"
-    traffic = f"{rate:g} requests a second, Poisson" if rate else f"{streams} streams"
-    print(f"\n{processor()}; {engine}; {traffic}.")
-    print(f"{rounds} rounds of {requests} requests, {prompt} tokens in and {tokens} out.")
+    """Print a table for each client and number of streams; with a rate, for each client."""
+    cores = sorted(os.sched_getaffinity(0))
+    clients: list[Client] = [Aiperf(aiperf)] if aiperf else []
+    clients += [Guidellm(guidellm)] if guidellm else []
+    if not clients or len(cores) < 2:
+        sys.exit("loraplex: give --aiperf or --guidellm, on a machine of two cores at least")
+    shapes = [Shape(requests, prompt, tokens, spread, rate, each) for each in (streams if not rate else (0,))]
+    found: dict[tuple[str, Shape], list[Pair]] = defaultdict(list)
+    opened = Bundle.open(bundle)
+    tokenizer = opened.variant("generator")
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    # Inherited by the server and its engine.
+    command = ["taskset", "-c", str(cores[0]), sys.executable, "-m", "loraplex.server", "serve", str(bundle)]
+    command += ["--threads", "1", "--engine", engine, "--port", str(port), "--log-format", "json"]
+    try:
+        with tempfile.TemporaryDirectory() as scratch, started(command, url, log := Path(scratch) / "server.log"):
+            models = list(opened.manifest.adapters) or [opened.manifest.base.name]
+            server = Server(url, log, Vocabulary(str(tokenizer)), tokenizer, models, frozenset(cores[1:]))
+            warm = Shape(WARM_UP, prompt, 4, 0, 0, 1)
+            measure(server, Ours(), server.load(warm, 10**6, models, random.Random(0)))
+            seeds = count()
+            for turn, shape, client in product(range(rounds), shapes, clients):
+                name = f"round {turn + 1}, {_load(shape)}"
+                try:
+                    pair = compare(server, client, shape, turn, seeds)
+                except BenchFailed as error:  # of one client, which loses no other's figures
+                    print(f"{name}, {client.name} left out: {error.message}", file=sys.stderr, flush=True)
+                    continue
+                found[client.name, shape].append(pair)
+                print(f"{name}, {client.name}: {pair}", file=sys.stderr, flush=True)
+    except (LoraplexError, OSError) as error:
+        sys.exit(f"loraplex: {error}")
+    for shape in shapes:
+        for client in clients:
+            if pairs := found[client.name, shape]:
+                print(f"\n{client.name}, {_load(shape)}, {len(pairs)} rounds:\n\n{table(client.name, pairs)}")
+    print(f"\n{processor()}, a core for the server, another for the client; loraplex {version('loraplex')}.")
+    lengths = f"{prompt} tokens in and {tokens} out, give or take {spread:.0%}"
+    print(f"{opened.manifest.base.name}, {len(models)} adapters; {rounds} rounds of {requests} requests, {lengths}.")
+
+
+def _load(shape: Shape) -> str:
+    if shape.rate:
+        return f"{shape.rate:g} requests a second"
+    return f"{shape.streams} streams" if shape.streams > 1 else "1 stream"
 
 
 if __name__ == "__main__":

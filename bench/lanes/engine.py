@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from loraplex.bench.errors import OptionsInvalid
+from loraplex.bench.errors import INTERRUPTED, Interrupted, OptionsInvalid
 from loraplex.bench.lanes.engine_bench import Bench, LaneName, LaneOptions
 from loraplex.bench.lanes.engine_table import tables
 from loraplex.bench.load.flags import AtLeastOne, Flag, NotNegative, Several
@@ -52,7 +52,8 @@ def engine(
     lane
         Lanes to measure; every one that this machine has unless given.
     adapters
-        Numbers of adapters that the streams are spread over; all of the bundle's unless given.
+        Numbers of adapters that the streams are spread over, no more than there are streams; all of the bundle's
+        unless given.
     concurrency
         Numbers of streams, which all begin together.
     input_len
@@ -112,6 +113,12 @@ def engine(
             from loraplex.bench.results.report import write_report
 
             write_report(runs, html=html, plots=plots)
+        if bench.interrupted:
+            print(f"warning: {bench.interrupted}", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+    except Interrupted as error:
+        print(f"loraplex: {error.message}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (OptionsInvalid, BundleInvalid) as error:
         print(f"loraplex: {error.message}", file=sys.stderr)
         sys.exit(2)

@@ -21,7 +21,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from loraplex.bench.errors import OptionsInvalid
+from loraplex.bench.errors import Interrupted, OptionsInvalid
 from loraplex.bench.lanes.random_adapter import with_random_adapters
 from loraplex.bench.lanes.wave import Ask, in_lane, over_http, prompts
 from loraplex.bench.load.benchmark import reckon
@@ -111,6 +111,8 @@ class Bench:
         self._http = http
         self._lanes = tuple(lanes) or self._available()
         self._opened: dict[str, Lane] = {}
+        self.interrupted: str | None = None
+        """After how many rounds SIGINT came, where it did."""
         self._machine = machine()
 
     def _available(self) -> tuple[LaneName, ...]:
@@ -121,13 +123,14 @@ class Bench:
         return ("routed", "generator") if "paged" in self._bundle.manifest.variants else ("generator",)
 
     def run(self, rounds: int) -> list[Run]:
-        """Every case once a round. Raises LoraplexError."""
-        spread = (0, *self._counts)
+        """Every case once a round; SIGINT ends it after the last whole round. Raises LoraplexError, and Interrupted
+        where no round was whole."""
         cases = [
             Case(lane, over, adapters, streams)
             for streams in self._streams
             for lane in self._lanes
-            for adapters in spread
+            # More adapters than streams cannot be asked for at once.
+            for adapters in dict.fromkeys((0, *(min(count, streams) for count in self._counts)))
             for over in (("engine", "HTTP") if self._http else ("engine",))
         ]
         found = []
@@ -144,13 +147,20 @@ class Bench:
             self._opened = {lane: self._open(bundle, lane) for lane in self._lanes}
             bar = stack.enter_context(_progress())
             task = bar.add_task("warming up", total=len(cases) * (rounds + 1))
-            for number in range(rounds + 1):
-                # A round in each direction, so that nothing is always measured after the same neighbour.
-                for case in cases if number % 2 else reversed(cases):
-                    run = self._measure(bundle, case, number, servers)
-                    bar.update(task, advance=1, description=f"round {number} of {rounds}" if number else "warming up")
+            try:
+                for number in range(rounds + 1):
+                    whole = []
+                    # A round in each direction, so that nothing is always measured after the same neighbour.
+                    for case in cases if number % 2 else reversed(cases):
+                        whole.append(self._measure(bundle, case, number, servers))
+                        done = f"round {number} of {rounds}" if number else "warming up"
+                        bar.update(task, advance=1, description=done)
                     if number:
-                        found.append(run)
+                        found += whole
+            except KeyboardInterrupt:
+                self.interrupted = f"interrupted after {len(found) // len(cases)} of {rounds} rounds"
+                if not found:
+                    raise Interrupted(self.interrupted) from None
             self._opened = {}
         return sorted(found, key=lambda run: run.configuration.max_concurrency or 0)
 

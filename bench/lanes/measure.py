@@ -43,6 +43,7 @@ MEASURES: dict[str, Measure] = {
     "jain_stream_rate": Measure("fairness of tokens/s", "", True),
     "jain_mean_ttft": Measure("fairness of TTFT", "", True),
     "ttft_spread": Measure("slowest / fastest adapter's TTFT", "", False),
+    "churn_load_ms": Measure("loading an adapter during the run", "ms", False),
     "cold_load_ms": Measure("loading an adapter", "ms", False),
     "cold_ttft_ms": Measure("first TTFT after a load", "ms", False),
     "switch_ms": Measure("first use of an adapter", "ms", False),
@@ -56,6 +57,7 @@ BRIEF = (
     *(f"{statistic}_{metric}_ms" for metric in METRICS for statistic in ("median", "p90", "p99")),
     "jain_stream_rate",
     "ttft_spread",
+    "churn_load_ms",
     "cold_load_ms",
     "switch_ms",
     "failed",
@@ -80,10 +82,12 @@ def text(value: float) -> str:
 
 
 def _cold(run: Run) -> dict[str, float]:
-    """Medians over the adapters that were loaded anew."""
+    """Medians over the adapters that were loaded anew, during the run and after it."""
+    during = [1000 * each.seconds for each in run.churn if not each.error]
+    found = {"churn_load_ms": median(during)} if during else {}
     if not run.cold:
-        return {}
-    return {
+        return found
+    return found | {
         "cold_load_ms": median(1000 * each.load_seconds for each in run.cold),
         "cold_ttft_ms": median(each.cold_ttft_ms for each in run.cold),
         "switch_ms": median(each.switch_ms for each in run.cold),

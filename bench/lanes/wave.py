@@ -42,9 +42,12 @@ def prompts(key: str, count: int, length: int, first: int, vocabulary: int) -> l
     return [chance.choices(range(first, vocabulary), k=length) for _ in range(count)]
 
 
-def over_http(url: str, asks: Sequence[Ask]) -> Measured:
-    """Send all of them to /v1/completions of a server. Raises ServerFailed with the first error, if there is one."""
-    measured = run(_send(f"{url}/v1/completions", [planned(ask) for ask in asks]))
+def over_http(url: str, asks: Sequence[Ask], limit: float = TIMEOUT) -> Measured:
+    """Send all of them to /v1/completions of a server, which has `limit` seconds for each.
+
+    Raises ServerFailed with the first error, if there is one.
+    """
+    measured = run(_send(f"{url}/v1/completions", [planned(ask) for ask in asks], limit))
     for ask, request in zip(asks, measured.requests, strict=True):
         if request.error_kind is None and request.usage_tokens is None:
             raise ServerFailed(f"{url} sends no usage, so its tokens cannot be counted")
@@ -55,8 +58,8 @@ def over_http(url: str, asks: Sequence[Ask]) -> Measured:
     return measured
 
 
-async def _send(url: str, plan: Sequence[Planned]) -> Measured:
-    async with opened(url, {}, TIMEOUT, insecure=False) as client:
+async def _send(url: str, plan: Sequence[Planned], limit: float) -> Measured:
+    async with opened(url, {}, limit, insecure=False) as client:
         return await drive(client, plan, None, Tally())
 
 

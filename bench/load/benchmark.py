@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
-from loraplex.bench.errors import OptionsInvalid, ServerFailed
+from loraplex.bench.errors import Interrupted, OptionsInvalid, ServerFailed
 from loraplex.bench.load.client import Client, opened
-from loraplex.bench.load.cold import measure_cold, paths
+from loraplex.bench.load.cold import churning, measure_cold, paths
 from loraplex.bench.load.dataset import load_prompts
 from loraplex.bench.load.discovery import model_of, version_of, wait_until_ready
 from loraplex.bench.load.driver import Measured, Tally, drive, warm_up
 from loraplex.bench.load.flags import pairs
+from loraplex.bench.load.interruption import interruption
 from loraplex.bench.load.mix import assign
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.progress import shown
@@ -25,7 +29,7 @@ from loraplex.bench.load.vocabulary import Vocabulary
 from loraplex.bench.load.workload import Planned, Workload, mix_of
 from loraplex.bench.machine import machine
 from loraplex.bench.results import output, statistics
-from loraplex.bench.results.result import ColdLoad, Configuration, Request, Run, Summary
+from loraplex.bench.results.result import ChurnLoad, ColdLoad, Configuration, Request, Run, Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,8 @@ def check(options: Options) -> None:
     """What can be known to be wrong without the server. Raises OptionsInvalid."""
     report = options.report
     _ = report.metrics, report.percentiles, report.objectives, pairs(report.metadata, "--metadata")
-    _ = options.target.headers, options.target.extra, paths(options.cold), mix_of(options.adapters)
+    _ = options.target.headers, options.target.extra, mix_of(options.adapters)
+    _ = paths(options.cold.cold, "--cold"), paths(options.cold.churn, "--churn")
     if options.adapters.adapters or options.adapters.adapter_mix:
         assign(mix_of(options.adapters), options.adapters.adapters, 1, options.data.seed)
     options.target.check()
@@ -54,7 +59,10 @@ def check(options: Options) -> None:
 
 
 async def benchmark(options: Options) -> Run:
-    """Send the requests and reckon. Raises OptionsInvalid and WorkloadInvalid before, ServerFailed."""
+    """Send the requests and reckon; SIGINT ends the run early.
+
+    Raises OptionsInvalid and WorkloadInvalid before, ServerFailed, and Interrupted where no request had ended then.
+    """
     check(options)
     target, data, traffic = options.target, options.data, options.traffic
     name, model = await model_of(target)
@@ -66,10 +74,14 @@ async def benchmark(options: Options) -> Run:
     async with opened(
         target.url + target.path, target.headers, target.request_timeout, insecure=target.insecure
     ) as client:
-        measured = await _run(client, plan, options)
-        cold: list[ColdLoad] = []
-        if options.cold.cold:
-            cold = await measure_cold(client, workload, prompts, target, options.cold)
+        await _prepare(client, plan, options)
+        with interruption() as stop:
+            measured, churn = await _run(client, plan, options, stop)
+            cold: list[ColdLoad] = []
+            if options.cold.cold and not stop.is_set():
+                cold = await measure_cold(client, workload, prompts, target, options.cold, stop)
+    if not measured.requests:
+        raise Interrupted("interrupted before any request had ended")
     count_tokens(measured.requests, vocabulary)
     configuration = Configuration(
         date=datetime.now().strftime("%Y%m%d-%H%M%S"),
@@ -94,7 +106,8 @@ async def benchmark(options: Options) -> Run:
         adapter_mix=mix_of(options.adapters) if options.adapters.adapters or options.adapters.adapter_mix else "",
         goodput=options.report.objectives,
     )
-    return reckon(configuration, measured, options.report, cold)
+    run = reckon(configuration, measured, options.report, cold)
+    return msgspec.structs.replace(run, churn=churn, interrupted=stop.is_set())
 
 
 def reckon(configuration: Configuration, measured: Measured, report: Report, cold: Sequence[ColdLoad] = ()) -> Run:
@@ -126,6 +139,7 @@ def reckon(configuration: Configuration, measured: Measured, report: Report, col
         cold=list(cold),
         rate_changes=measured.rate_changes,
         requests=requests,
+        unfinished=measured.unfinished,
     )
 
 
@@ -136,20 +150,26 @@ def count_tokens(requests: Sequence[Request], vocabulary: Vocabulary | None) -> 
             each.output_tokens = len(vocabulary.encode(each.text)) if vocabulary else statistics.chunks(each)
 
 
-async def _run(client: Client, plan: Sequence[Planned], options: Options) -> Measured:
+async def _prepare(client: Client, plan: Sequence[Planned], options: Options) -> None:
+    """What comes before the run and does not count."""
     traffic, patience = options.traffic, options.target.ready_check_timeout_sec
     if patience:
         await wait_until_ready(client, plan[0], patience)
     if traffic.num_warmups:
         await warm_up(client, plan, traffic.num_warmups, traffic.max_concurrency)
-    tally = Tally()
+
+
+async def _run(
+    client: Client, plan: Sequence[Planned], options: Options, stop: asyncio.Event
+) -> tuple[Measured, list[ChurnLoad]]:
+    tally = Tally(began=time.perf_counter())
     console = Console(stderr=True, quiet=options.report.disable_tqdm)
-    async with shown(tally, console):
-        measured = await drive(client, plan, traffic.max_concurrency, tally)
+    async with shown(tally, console), churning(options.target, options.cold, tally) as churn:
+        measured = await drive(client, plan, options.traffic.max_concurrency, tally, stop)
     refused = [each for each in measured.requests if each.error_kind == "connection"]
     if len(refused) == len(plan):
         raise ServerFailed(f"{options.target.url} cannot be reached: {refused[0].error}")
-    return measured
+    return measured, churn
 
 
 def _vocabulary(data: Data, model: str) -> Vocabulary | None:

@@ -1,4 +1,5 @@
-"""What it takes to bring an adapter in: unload it, load it, ask it, on a server that otherwise rests.
+"""What it takes to bring an adapter in: unload it, load it, ask it, on a server that otherwise rests; and to load
+adapters anew, one after the other, while a run goes on.
 
 Peers report none of this. It needs the server's management API: PUT and DELETE /v1/adapters/NAME of ours, or vLLM's
 /v1/load_lora_adapter and /v1/unload_lora_adapter.
@@ -6,6 +7,7 @@ Peers report none of this. It needs the server's management API: PUT and DELETE 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,45 +19,80 @@ import msgspec
 
 from loraplex.bench.errors import OptionsInvalid, ServerFailed
 from loraplex.bench.load.client import Client
+from loraplex.bench.load.driver import Tally
 from loraplex.bench.load.options import Cold
 from loraplex.bench.load.prompt import Prompt
 from loraplex.bench.load.target import Target
 from loraplex.bench.load.workload import Workload
-from loraplex.bench.results.result import ColdLoad
+from loraplex.bench.results.result import ChurnLoad, ColdLoad
 
 RESIDENT = 5
 """Requests whose median TTFT is the resident one."""
 
 
-def paths(cold: Cold) -> dict[str, str]:
+def paths(given: Sequence[str], flag: str) -> dict[str, str]:
     """By adapter, where the server loads it from. Raises OptionsInvalid."""
     found = {}
-    for each in cold.cold:
+    for each in given:
         name, equals, path = each.partition("=")
         if not name or (equals and not path):
-            raise OptionsInvalid(f"--cold {each} is not NAME or NAME=PATH")
+            raise OptionsInvalid(f"{flag} {each} is not NAME or NAME=PATH")
         found[name] = path or name
     return found
 
 
 async def measure_cold(
-    client: Client, workload: Workload, prompts: Sequence[Prompt], target: Target, cold: Cold
+    client: Client, workload: Workload, prompts: Sequence[Prompt], target: Target, cold: Cold, stop: asyncio.Event
 ) -> list[ColdLoad]:
-    """`--cold-rounds` measurements of each adapter. Every request has a prompt of its own, as far as there are enough.
+    """`--cold-rounds` measurements of each adapter, fewer where `stop` is set between two. Every request has a prompt
+    of its own, as far as there are enough.
 
     Raises ServerFailed where an adapter cannot be loaded, unloaded or asked.
     """
-    loads = []
+    loads: list[ColdLoad] = []
     questions = cycle(prompts)
     async with _managing(target, cold) as management:
         for _ in range(cold.cold_rounds):
-            for name, path in paths(cold).items():
+            for name, path in paths(cold.cold, "--cold").items():
+                if stop.is_set():
+                    return loads
                 await management.unload(name)
                 seconds = await management.load(name, path)
                 first = await _ttft(client, workload, questions, name)
                 resident = [await _ttft(client, workload, questions, name) for _ in range(RESIDENT)]
                 loads.append(ColdLoad(name, seconds, first * 1000, median(resident) * 1000))
     return loads
+
+
+@asynccontextmanager
+async def churning(target: Target, cold: Cold, tally: Tally) -> AsyncIterator[list[ChurnLoad]]:
+    """Load the adapters of --churn anew, one each interval, while the block runs; yields a list that gets each load.
+
+    Ours replaces an adapter while requests run on it; of vLLM, it is unloaded first.
+    """
+    loads: list[ChurnLoad] = []
+    if not cold.churn:
+        yield loads
+        return
+    async with _managing(target, cold) as management:
+        task = asyncio.create_task(_churn(management, cold, tally, loads))
+        try:
+            yield loads
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _churn(management: _Management, cold: Cold, tally: Tally, loads: list[ChurnLoad]) -> None:
+    for number, (name, path) in enumerate(cycle(paths(cold.churn, "--churn").items()), 1):
+        due = tally.began + number * cold.churn_interval
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        start, error = time.perf_counter(), ""
+        try:
+            await management.replace(name, path)
+        except ServerFailed as failure:
+            error = failure.message
+        loads.append(ChurnLoad(name, start - tally.began, time.perf_counter() - start, error))
 
 
 async def _ttft(client: Client, workload: Workload, questions: Iterator[Prompt], model: str) -> float:
@@ -79,6 +116,12 @@ class _Management:
             return await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         return await self._call("PUT", f"/v1/adapters/{name}", {"path": path})
 
+    async def replace(self, name: str, path: str) -> None:
+        """Load one that is loaded already."""
+        if self._vllm:
+            await self.unload(name)
+        await self.load(name, path)
+
     async def unload(self, name: str) -> None:
         """Of an adapter that is not loaded too."""
         if self._vllm:
@@ -97,7 +140,7 @@ class _Management:
             raise ServerFailed(f"{method} {path}: {str(error) or type(error).__name__}") from None
         if response.status >= 400 and not (missing and response.status == 404):
             raise ServerFailed(
-                f"{method} {path} answered {response.status}: {answer.strip()[:500]}; --cold needs --admin-key, and a "
+                f"{method} {path} answered {response.status}: {answer.strip()[:500]}; this needs --admin-key, and a "
                 "server that may load adapters from there"
             )
         return time.perf_counter() - start

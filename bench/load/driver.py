@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 
@@ -36,24 +36,32 @@ class Tally(Struct):
 
 class Measured(Struct, frozen=True):
     requests: list[Request]
-    """In the order of the plan."""
+    """In the order of the plan; those that ended, where the run was interrupted."""
     duration: float
-    """Seconds from the first request's time to the last one's end."""
+    """Seconds from the first request's time to the last one's end, or to the interruption."""
     cost: ClientCost
     rate_changes: list[RateChange]
+    unfinished: int = 0
+    """Requests that an interruption gave up, or that it came before."""
 
 
-async def drive(client: Client, plan: Sequence[Planned], concurrency: int | None, tally: Tally) -> Measured:
-    """Send every request at its time, at most `concurrency` at once; the others wait in the client, in order."""
+async def drive(
+    client: Client, plan: Sequence[Planned], concurrency: int | None, tally: Tally, stop: asyncio.Event | None = None
+) -> Measured:
+    """Send every request at its time, at most `concurrency` at once; the others wait in the client, in order.
+
+    Once `stop` is set no other is sent, and those under way are given up.
+    """
     places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
     gc.collect()
     gc.freeze()  # what the workload made need not be looked at again during the run
     tally.total = len(plan)
     changes: list[RateChange] = []
+    ended: dict[int, Request] = {}
     processor = time.process_time()
     tally.began = began = time.perf_counter()
 
-    async def send(planned: Planned) -> Request:
+    async def send(index: int, planned: Planned) -> None:
         due = time.perf_counter()
         async with places:
             tally.running += 1
@@ -61,30 +69,36 @@ async def drive(client: Client, plan: Sequence[Planned], concurrency: int | None
             tally.running -= 1
         request.queue = request.start + began - due
         request.input_tokens = request.input_tokens or planned.input_tokens
+        ended[index] = request
         tally.done += 1
         if request.error_kind is None:
             tally.ttfts.append(request.ttft)
         else:
             tally.failed += 1
-        return request
 
-    tasks = []
-    for planned in plan:
-        # uvloop's timers are in whole milliseconds, and may end too soon.
-        while (wait := began + planned.at - time.perf_counter()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(wait)
-        if planned.rate is not None:
-            _note(changes, planned.rate)
-        tasks.append(asyncio.create_task(send(planned)))
+    async def send_all() -> None:
+        tasks = []
+        try:
+            for index, planned in enumerate(plan):
+                # uvloop's timers are in whole milliseconds, and may end too soon.
+                while (wait := began + planned.at - time.perf_counter()) > 0:  # noqa: ASYNC110
+                    await asyncio.sleep(wait)
+                if planned.rate is not None:
+                    _note(changes, planned.rate)
+                tasks.append(asyncio.create_task(send(index, planned)))
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
     try:
-        requests = await asyncio.gather(*tasks)
+        await _until(stop, send_all())
     finally:
-        for task in tasks:
-            task.cancel()
         gc.unfreeze()
     duration = time.perf_counter() - began
     cost = ClientCost(time.process_time() - processor, duration, tally.chunks)
-    return Measured(requests, duration, cost, changes)
+    requests = [ended[index] for index in sorted(ended)]
+    return Measured(requests, duration, cost, changes, len(plan) - len(requests))
 
 
 async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurrency: int | None) -> None:
@@ -97,6 +111,21 @@ async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurren
             await client.ask(planned.model, planned.body, time.perf_counter())
 
     await asyncio.gather(*(send(first[index % len(first)]) for index in range(count)))
+
+
+async def _until(stop: asyncio.Event | None, work: Coroutine[None, None, None]) -> None:
+    """Do the work to its end, or until `stop` is set."""
+    if stop is None:
+        return await work
+    tasks = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if tasks[0].done():
+            await tasks[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _note(changes: list[RateChange], rate: float) -> None:

@@ -252,13 +252,19 @@ class Report:
         return found
 
 
-@Parameter(name="*", group="Cold adapters")
+@Parameter(name="*", group="Loading adapters")
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """Unloads and loads adapters after the run."""
+    """Loads adapters while the run goes on, and unloads and loads some after it."""
+
+    churn: Several = ()
+    "NAME or NAME=PATH of each adapter to load anew during the run, in turn."
+
+    churn_interval: OverZero = 2.0
+    "Seconds from the beginning of one such load to that of the next."
 
     cold: Several = ()
-    "NAME or NAME=PATH of each adapter to unload and load, PATH as the server's management API takes it."
+    "NAME or NAME=PATH of each adapter to unload and load after it, PATH as the server's management API takes it."
 
     cold_rounds: AtLeastOne = 3
     "How often each."

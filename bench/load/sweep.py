@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from loraplex.bench.errors import OptionsInvalid
+from loraplex.bench.errors import Interrupted, OptionsInvalid
 from loraplex.bench.load.benchmark import Options, benchmark, check
 from loraplex.bench.load.steps import Steps
 from loraplex.bench.results import result_file
@@ -55,32 +56,48 @@ class Sweep(Struct, frozen=True):
     """The step with the most output tokens a second; with --goodput, the most requests within the objectives."""
     stopped: str
     """Why it went no further."""
+    interrupted: bool = False
 
 
 async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Point], None]) -> tuple[Sweep, list[Run]]:
-    """Run step after step, writing each run to `folder`, and the summary in the end. Raises what `benchmark` does."""
+    """Run step after step, writing each run to `folder`, and beside it the summary of all so far.
+
+    SIGINT ends it after the last whole step. Raises what `benchmark` does.
+    """
     check(options)
     steps.check(options.traffic)
     prepare(folder / SUMMARY)
     if options.data.dataset_name in ("trace", "timed_trace") and options.traffic.self_timed is not False:
         raise OptionsInvalid("a trace sets its own load: give --no-self-timed")
     runs: list[Run] = []
-    points: list[Point] = []
-    stopped = "the last step is done"
+    found = Sweep(steps.over, [], None, "")
     label = options.report.label or options.target.backend
-    for index, value in enumerate(steps):
-        run = await benchmark(_at(options, steps, value, index))
+    values = list(steps)
+    for index, value in enumerate(values):
+        run: Run | None = None
+        with suppress(Interrupted):
+            run = await benchmark(_at(options, steps, value, index))
+        if run is None or run.interrupted:
+            if not runs:
+                raise Interrupted("interrupted before a step was done")
+            return _written(steps, found.points, f"interrupted at {value:g}, which is left out", folder, True), runs
         name = f"{label}-{steps.over}{value:g}.json"
         result_file.write(run, folder / name, detailed=options.report.save_detailed)
         runs.append(run)
-        points.append(_point(run, value, name))
+        points = [*found.points, _point(run, value, name)]
         done(points[-1])
-        if reason := saturated(points, steps):
-            stopped = reason
+        reason = saturated(points, steps)
+        last = "the last step is done" if value == values[-1] else "not finished"
+        found = _written(steps, points, reason or last, folder)
+        if reason:
             break
-    found = Sweep(steps.over, points, best(points), stopped)
-    (folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     return found, runs
+
+
+def _written(steps: Steps, points: list[Point], stopped: str, folder: Path, interrupted: bool = False) -> Sweep:
+    found = Sweep(steps.over, points, best(points), stopped, interrupted)
+    (folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+    return found
 
 
 def saturated(points: Sequence[Point], steps: Steps) -> str | None:

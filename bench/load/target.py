@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -17,6 +18,7 @@ ENDPOINTS: dict[Backend, str] = {
     "vllm": "/v1/completions",
     "openai-chat": "/v1/chat/completions",
 }
+HOST, PORT = "127.0.0.1", 8000
 
 
 @Parameter(name="*", group="Server")
@@ -25,13 +27,13 @@ class Target:
     """The server under load."""
 
     base_url: str | None = None
-    "Of the server, without /v1; instead of --host and --port."
+    "Of the server, without /v1; wins over --host and --port, as in vLLM."
 
-    host: str = "127.0.0.1"
-    "Where the server listens."
+    host: str | None = None
+    "Where the server listens; 127.0.0.1 unless given."
 
-    port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] = 8000
-    "Its port."
+    port: Annotated[int, Parameter(validator=Number(gte=1, lte=65535))] | None = None
+    "Its port; 8000 unless given."
 
     backend: Annotated[Backend, Parameter(alias="--endpoint-type")] = "openai"
     "openai and vllm send prompts to /v1/completions, openai-chat to /v1/chat/completions."
@@ -69,6 +71,10 @@ class Target:
             return
         if not self.base_url.startswith(("http://", "https://")):
             raise OptionsInvalid(f"--base-url {self.base_url} has no scheme: give http://{self.base_url}")
+        try:
+            _ = urlsplit(self.base_url).port
+        except ValueError as error:
+            raise OptionsInvalid(f"--base-url {self.base_url}: {error}") from None
         if self.url.endswith("/v1") and self.path.startswith("/v1/"):
             raise OptionsInvalid(
                 f"--base-url {self.base_url} ends with /v1, which --endpoint begins with: leave it out"
@@ -76,8 +82,24 @@ class Target:
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (self.base_url or f"http://{host}:{self.port}").rstrip("/")
+        host = self.host or HOST
+        if ":" in host:
+            host = f"[{host}]"
+        return (self.base_url or f"http://{host}:{self.port or PORT}").rstrip("/")
+
+    @property
+    def unheeded(self) -> list[str]:
+        """--host and --port where --base-url, which wins over them, names another server."""
+        if self.base_url is None:
+            return []
+        named = urlsplit(self.base_url)
+        try:
+            port = named.port or {"https": 443}.get(named.scheme, 80)
+        except ValueError:  # which `check` refuses
+            return []
+        other_host = self.host is not None and self.host != named.hostname
+        other_port = self.port is not None and self.port != port
+        return [f"--host {self.host}"] * other_host + [f"--port {self.port}"] * other_port
 
     @property
     def path(self) -> str:

@@ -100,15 +100,17 @@ def _table(baseline: str, others: Sequence[str], point: Point) -> Table:
                 cells.append(_ratio(figure))
         table.add_row(*cells)
     rounds = max(len(figure.values) for figures in point.figures.values() for figure in figures.values())
+    table.caption = f"ratios to {baseline}: + is better, - is worse, by {NOTED:.0%} or more; "
     if rounds > 1:
-        table.caption = f"medians of up to {rounds} rounds"
+        table.caption += f"medians of up to {rounds} rounds"
+    else:
+        table.caption += "one round each, so noise counts in full: measure A B A B"
+    table.caption_justify = "left"
     return table
 
 
 def _ratio(figure: Figure | None) -> Text:
     if figure is None or figure.ratio is None:
         return Text("")
-    style = ""
-    if figure.gain is not None and abs(figure.gain - 1) >= NOTED:
-        style = "green" if figure.gain > 1 else "red"
-    return Text(f"{figure.ratio:.2f}", style=style)
+    mark, style = {"good": ("+", "green"), "bad": ("-", "red"), "": (" ", "")}[figure.verdict]
+    return Text(f"{figure.ratio:.2f} {mark}", style=style)

@@ -6,6 +6,7 @@ counts. A *point* is a load that several sides were put under: a request rate an
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,11 @@ By = Literal["label", "file"]
 NOTED = 0.03
 """Gains and losses smaller than this are noise on most machines, and get no colour."""
 ALIKE = 0.05
-"""How far mean lengths may be apart, as a share, before a shape is called another."""
+"""How far numbers may be apart, as a share, before the work is called another."""
+MOST_NAMES = 6
+"""Adapters that a line names."""
+
+Value = float | str | tuple[str, ...] | None
 
 
 class Figure(Struct, frozen=True):
@@ -38,6 +43,13 @@ class Figure(Struct, frozen=True):
     None where the baseline has no such figure, or 0."""
     gain: float | None = None
     """The ratio turned so that over 1 is better."""
+
+    @property
+    def verdict(self) -> Literal["good", "bad", ""]:
+        """Whether it is better or worse than the baseline's by more than noise."""
+        if self.gain is None or abs(self.gain - 1) < NOTED:
+            return ""
+        return "good" if self.gain > 1 else "bad"
 
 
 class Point(Struct, frozen=True):
@@ -53,14 +65,14 @@ class Comparison(Struct, frozen=True):
     """The baseline first."""
     points: list[Point]
     warnings: list[str]
-    """Shapes that are not the same, loads that one side lacks."""
+    """What makes it a comparison of different work, a line each."""
     setups: dict[str, dict[str, str]]
     """By side: date, command, machine, versions."""
 
     def below(self, limit: float) -> list[str]:
         """One line for each figure whose gain is under the limit."""
         return [
-            f"{side}, {point.name}: {MEASURES[key].title} is {figure.gain:.2f} of {self.sides[0]}"
+            f"{side}, {point.name}: {MEASURES[key].title} is {figure.ratio:.2f} times that of {self.sides[0]}"
             for point in self.points
             for key, figures in point.figures.items()
             for side, figure in figures.items()
@@ -109,8 +121,7 @@ def compare(files: Mapping[Path, Sequence[Run]], measures: Sequence[str], by: By
                 warnings.append(f"only one of {sides[0]} and {side} was measured at: {'; '.join([*lacking, *more])}")
         if not common:
             raise ResultInvalid(f"{sides[0]} has no load in common with another: {loads[sides[0]][0]} is none of them")
-    for point in common:
-        warnings += _differences(point, {side: rounds[side][point] for side in sides if point in rounds[side]})
+    warnings += _differences(sides, rounds, common)
     points = [_point(point, {side: rounds[side].get(point, []) for side in sides}, measures) for point in common]
     setups = {side: provenance(next(iter(points.values()))[0]) for side, points in rounds.items()}
     return Comparison(sides, points, warnings, setups)
@@ -145,32 +156,55 @@ def _ratio(values: list[float], baseline: list[float]) -> float | None:
     return median(values) / median(baseline)
 
 
-def _differences(point: str, rounds: Mapping[str, Sequence[Run]]) -> list[str]:
-    """What makes a comparison at this point one of different work."""
-    shapes = {side: _shape(runs[0]) for side, runs in rounds.items()}
-    (first, shape), *others = shapes.items()
-    found = []
-    for side, other in others:
-        for what, value in shape.items():
-            if not _alike(value, other[what]):
-                found.append(f"{point}: {what} {value} of {first}, {other[what]} of {side}")
-    return found
+def _differences(sides: Sequence[str], rounds: Mapping[str, dict[str, list[Run]]], common: Sequence[str]) -> list[str]:
+    """A line for each thing that is another at a side than at the baseline; it names the points, unless it is all."""
+    found: dict[str, list[str]] = {}
+    first, *others = sides
+    for point in common:
+        for side in others:
+            if point not in rounds[side]:
+                continue
+            asked, other = (_work(rounds[each][point]) for each in (first, side))
+            for what, value in asked.items():
+                if not _alike(value, other[what]):
+                    line = f"{what}: {first} has {_told(value)}, {side} has {_told(other[what])}"
+                    found.setdefault(line, []).append(point)
+    return [line if points == list(common) else f"{line} ({'; '.join(points)})" for line, points in found.items()]
 
 
-def _shape(run: Run) -> dict[str, float | str]:
+def _work(rounds: Sequence[Run]) -> dict[str, Value]:
+    """What was asked for, and what came of it that should not differ; of rounds, the first's."""
+    run = rounds[0]
     asked, done = run.configuration, max(1, run.totals.completed)
-    shape: dict[str, float | str] = {
+    ours = bool(asked.dataset)  # vLLM's file does not tell these
+    mixed = asked.adapter_mix or len(asked.adapters) > 1
+    return {
+        "model": asked.model_id or None,
+        "endpoint": {"vllm": "openai", "engine": None}.get(asked.backend, asked.backend),
+        "dataset": asked.dataset or None,
+        "adapters": (tuple(sorted(asked.adapters)) if mixed else ()) if ours else None,
+        "adapter mix": asked.adapter_mix or None,
+        "burstiness": asked.burstiness if math.isfinite(asked.request_rate) else None,
+        "seed": asked.seed if ours else None,
+        "requests": asked.num_prompts or run.totals.completed,
         "prompt tokens a request": round(run.totals.total_input_tokens / done, 1),
         "output tokens a request": round(run.totals.total_output_tokens / done, 1),
-        "requests": asked.num_prompts or run.totals.completed,
-        "failed requests": run.totals.failed,
-        "dataset": asked.dataset or "not told",
-        "seed": asked.seed,
+        "failed requests": max(each.totals.failed for each in rounds),
+        "unfinished requests": max(each.unfinished for each in rounds),
     }
-    return shape
 
 
-def _alike(one: float | str, other: float | str) -> bool:
-    if isinstance(one, str) or isinstance(other, str):
-        return one == other
-    return abs(one - other) <= ALIKE * max(abs(one), abs(other))
+def _alike(one: Value, other: Value) -> bool:
+    """Whether they are the same, or a file of another program does not tell."""
+    if one is None or other is None:
+        return True
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return abs(one - other) <= ALIKE * max(abs(one), abs(other))
+    return one == other
+
+
+def _told(value: Value) -> str:
+    if not isinstance(value, tuple):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    names = ", ".join(value[:MOST_NAMES])
+    return f"{names} and {len(value) - MOST_NAMES} more" if len(value) > MOST_NAMES else names or "none"

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter
 
 from loraplex.bench.lanes.measure import text
 from loraplex.bench.results import statistics
-from loraplex.bench.results.result import Run, Series, Timeline
+from loraplex.bench.results.result import ChurnLoad, Metric, Run, Series, Timeline
 from loraplex.bench.rounds import Rounds
 
 COLOURS = (
@@ -61,7 +61,7 @@ def course(run: Run) -> dict[str, Figure]:
         found["adapters"] = _adapters(run)
     # An instant has no course.
     if any(len(series.running) > 3 for series in run.timeline.adapters.values()):
-        found["timeline"] = _timeline(run.timeline)
+        found["timeline"] = _timeline(run.timeline, run.churn)
     return found
 
 
@@ -82,7 +82,7 @@ def png(figure: Figure) -> bytes:
 
 
 def _latency_over_rate(groups: Sequence[Rounds]) -> Figure | None:
-    """Percentiles of TTFT and ITL, by requests a second that were asked for."""
+    """Percentiles of latencies, by requests a second that were asked for."""
     rated = [group for group in groups if math.isfinite(group.runs[0].configuration.request_rate)]
     if len({group.runs[0].configuration.request_rate for group in rated}) < 2:
         return None
@@ -98,7 +98,7 @@ def _over_concurrency(groups: Sequence[Rounds]) -> Figure | None:
     for key, title, axes in (
         ("output_throughput", "output tokens/s", speed),
         ("median_ttft_ms", "TTFT, median, ms", first),
-        ("median_itl_ms", "ITL, median, ms", between),
+        ("median_tpot_ms", "TPOT, median, ms", between),
     ):
         for index, (label, some) in enumerate(_by_label(levels).items()):
             points = sorted(
@@ -116,8 +116,8 @@ def _over_concurrency(groups: Sequence[Rounds]) -> Figure | None:
 
 
 def _latencies(groups: Sequence[Rounds], x: Callable[[Run], float], what: str) -> Figure:
-    metrics: tuple[Literal["ttft", "itl"], ...] = ("ttft", "itl")
-    figure, places = _figure(4.2, columns=2, wide=9)
+    metrics: tuple[Metric, ...] = ("ttft", "tpot", "itl")
+    figure, places = _figure(4.2, columns=3, wide=11)
     for metric, axes in zip(metrics, places, strict=True):
         for index, (label, some) in enumerate(_by_label(groups).items()):
             for percentile in PERCENTILES:
@@ -141,7 +141,7 @@ def _latencies(groups: Sequence[Rounds], x: Callable[[Run], float], what: str) -
 
 def _distributions(groups: Sequence[Rounds]) -> Figure | None:
     """Of each group, the share of TTFTs and of ITLs that are at most so long."""
-    metrics: tuple[Literal["ttft", "itl"], ...] = ("ttft", "itl")
+    metrics: tuple[Metric, ...] = ("ttft", "itl")
     shown = [group for group in groups if any(run.requests for run in group.runs)]
     if not shown or len(shown) > MOST_CURVES:
         return None
@@ -172,7 +172,7 @@ def _adapters(run: Run) -> Figure:
     places[0].barh(range(len(names)), rates, color=COLOURS[0])
     places[0].bar_label(places[0].containers[0], [text(rate) for rate in rates], padding=3, fontsize=8)
     places[0].set_title("output tokens/s", fontsize=10, loc="left")
-    metrics: tuple[Literal["ttft", "itl"], ...] = ("ttft", "itl")
+    metrics: tuple[Metric, ...] = ("ttft", "tpot")
     for axes, metric in zip(places[1:], metrics, strict=True):
         for index, percentile in enumerate(("median", "p99")):
             values = []
@@ -194,8 +194,9 @@ def _adapters(run: Run) -> Figure:
     return figure
 
 
-def _timeline(timeline: Timeline) -> Figure:
-    """Tokens/s stacked by adapter, requests under way, and TTFTs, over the seconds of the run."""
+def _timeline(timeline: Timeline, churn: Sequence[ChurnLoad]) -> Figure:
+    """Tokens/s stacked by adapter, requests under way, and TTFTs, over the seconds of the run; lines where adapters
+    were loaded."""
     series = _few(timeline.adapters)
     width = timeline.interval
     count = max(len(each.running) for each in series.values())
@@ -204,7 +205,7 @@ def _timeline(timeline: Timeline) -> Figure:
     rates = [np.array(each.output_tokens) / width for each in series.values()]
     colours = [_colour(index) for index in range(len(series))]
     speed.stackplot(times, rates, labels=list(series), colors=colours, step="mid", linewidth=0)
-    speed.set_title("output tokens/s", fontsize=10, loc="left")
+    speed.set_title("output tokens/s" + ("; dotted: an adapter is loaded" if churn else ""), fontsize=10, loc="left")
     under_way = np.sum([each.running for each in series.values()], axis=0)
     running.step(times, under_way, where="mid", color=GREY)
     running.set_title("requests under way", fontsize=10, loc="left")
@@ -218,6 +219,9 @@ def _timeline(timeline: Timeline) -> Figure:
     first.set_title("TTFT, ms, mean of those that ended in the interval", fontsize=10, loc="left")
     first.set_xlabel("seconds", fontsize=8)
     for axes in (speed, running, first):
+        for load in churn:
+            colour = _colour(list(series).index(load.adapter)) if load.adapter in series else GREY
+            axes.axvline(load.start, color=colour, linestyle=":", linewidth=1.2)
         axes.set_xlim(0, count * width)
         if axes is not first:
             axes.set_ylim(bottom=0)
@@ -277,7 +281,9 @@ def _time_axis(axes: Any, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axis.set_major_formatter(plain)
-    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    named = "25" if high > 10 * low else "2345678"
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in named else ""))
     axis.set_tick_params(which="minor", labelsize=7)
 
 

@@ -11,13 +11,14 @@ from msgspec import Struct
 
 from loraplex.bench.lanes.measure import MEASURES, text
 from loraplex.bench.provenance import date, provenance
-from loraplex.bench.results.comparison import NOTED, Comparison, Figure
+from loraplex.bench.results.comparison import Comparison
 from loraplex.bench.results.plots import course, overview, png, svg
 from loraplex.bench.results.result import Run
+from loraplex.bench.results.summary import warnings
 from loraplex.bench.rounds import Rounds, grouped
 
 RATES = {"output_throughput": "tokens", "request_throughput": "requests", "request_goodput": "goodput"}
-LATENCIES = ("ttft", "itl", "e2el")
+LATENCIES = ("ttft", "tpot", "itl", "e2el")
 HEADINGS = {
     "latency-over-rate": "Latency over rate",
     "throughput-over-concurrency": "Over concurrency",
@@ -35,6 +36,7 @@ class Section(Struct, frozen=True):
     name: str
     run: Run
     plots: dict[str, str]
+    warnings: list[str]
 
 
 def write_report(runs: Sequence[Run], *, html: Path | None = None, plots: Path | None = None) -> None:
@@ -61,10 +63,15 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"figure_text": text, "verdict": _verdict}
+    environment.filters["figure_text"] = text
     detailed = groups if len(groups) <= MOST_SECTIONS and not comparison else []
     sections = [
-        Section(group.name, group.runs[0], {name: svg(plot) for name, plot in course(group.runs[0]).items()})
+        Section(
+            group.name,
+            group.runs[0],
+            {name: svg(plot) for name, plot in course(group.runs[0]).items()},
+            warnings(group.runs[0]) if len(groups) > 1 else [],
+        )
         for group in detailed
     ]
     first = groups[0].runs[0].configuration
@@ -74,7 +81,7 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
     return environment.get_template("report.html.jinja").render(
         title=" / ".join(comparison.sides) if comparison else _title(groups),
         subtitle=" · ".join(filter(None, (models, date(first.date), first.dataset and f"{first.dataset} prompts"))),
-        warnings=comparison.warnings if comparison else [],
+        warnings=comparison.warnings if comparison else _warnings(groups),
         comparison=comparison,
         groups=groups,
         rates=rates,
@@ -84,7 +91,7 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
         measures=MEASURES,
         headings=HEADINGS,
         plots={name: svg(plot) for name, plot in overview(groups).items()},
-        sections=[section for section in sections if section.plots or section.run.cold or section.run.totals.failed],
+        sections=[section for section in sections if section.plots or section.run.cold or section.warnings],
         common=common,
         setups={
             name: {key: value for key, value in each.items() if key not in common} for name, each in setups.items()
@@ -108,6 +115,15 @@ def _title(groups: Sequence[Rounds]) -> str:
     return " / ".join(labels) if len(labels) <= 3 else f"{labels[0]} and {len(labels) - 1} more"
 
 
+def _warnings(groups: Sequence[Rounds]) -> list[str]:
+    """What makes the figures doubtful; of several runs, which of them have such a warning in their sections."""
+    found = {group.name: [warning for run in group.runs for warning in warnings(run)] for group in groups}
+    if len(groups) == 1:
+        return list(dict.fromkeys(found[groups[0].name]))
+    doubtful = [name for name, some in found.items() if some]
+    return [f"Some figures are doubtful, see the warnings of: {'; '.join(doubtful)}"] if doubtful else []
+
+
 def _setups(groups: Sequence[Rounds]) -> dict[str, dict[str, str]]:
     """What was measured on what, by label."""
     return {group.label: provenance(group.runs[0]) for group in groups}
@@ -117,13 +133,6 @@ def _common(setups: dict[str, dict[str, str]]) -> dict[str, str]:
     """What is the same for all."""
     first, *others = setups.values()
     return {key: value for key, value in first.items() if all(each.get(key) == value for each in others)}
-
-
-def _verdict(figure: Figure) -> str:
-    """A CSS class, with a space in front."""
-    if figure.gain is None or abs(figure.gain - 1) < NOTED:
-        return ""
-    return " good" if figure.gain > 1 else " bad"
 
 
 def _slug(name: str) -> str:

@@ -123,6 +123,17 @@ class Timeline(Struct, frozen=True):
     adapters: dict[str, Series] = {}
 
 
+class ChurnLoad(Struct, frozen=True):
+    """An adapter that was loaded anew while the run went on."""
+
+    adapter: str
+    start: float
+    """From the beginning of the run."""
+    seconds: float
+    """The management call, from sending it to its answer."""
+    error: str = ""
+
+
 class ColdLoad(Struct, frozen=True):
     """One adapter unloaded and loaded again on the running server, and a first token before and after."""
 
@@ -218,6 +229,11 @@ class Run(Struct, kw_only=True):
     client: ClientCost = ClientCost()
     timeline: Timeline = Timeline()
     cold: list[ColdLoad] = []
+    churn: list[ChurnLoad] = []
     rate_changes: list[RateChange] = []
     requests: list[Request] = []
     """In the order in which they were made; empty in a file that was saved without --save-detailed."""
+    interrupted: bool = False
+    """Ended by SIGINT; what has ended by then is all that counts."""
+    unfinished: int = 0
+    """Requests that were under way then, or not sent yet."""

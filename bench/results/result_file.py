@@ -2,7 +2,8 @@
 
 The keys and their order are those of vllm/benchmarks/serve.py (`main_async` and `benchmark`), so scripts that read its
 files read ours. Ours come after them: `adapters`, `fairness`, `errors_by_kind`, `token_check`, `client`, `timeline`,
-`cold`, `configuration`, and with --save-detailed the lists of `DETAILED_OURS`, parallel to vLLM's `ttfts`.
+`cold`, `churn`, `interrupted`, `unfinished`, `configuration`, and with --save-detailed the lists of `DETAILED_OURS`,
+parallel to vLLM's `ttfts`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from loraplex.bench.errors import ResultInvalid
 from loraplex.bench.results.result import (
     METRICS,
     QUEUE_METRICS,
+    ChurnLoad,
     ClientCost,
     ColdLoad,
     Configuration,
@@ -81,6 +83,9 @@ def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
         | {"core_share": run.client.core_share, "chunks_per_second": run.client.chunks_per_second},
         "timeline": msgspec.to_builtins(run.timeline),
         "cold": [msgspec.to_builtins(each) | {"switch_ms": each.switch_ms} for each in run.cold],
+        "churn": msgspec.to_builtins(run.churn),
+        "interrupted": run.interrupted,
+        "unfinished": run.unfinished,
         "configuration": {name: getattr(asked, name) for name in OURS},
         "models": [each.model for each in run.requests],
         "error_kinds": [each.error_kind for each in run.requests],
@@ -192,8 +197,11 @@ def _run(found: dict[str, Any]) -> Run:
         client=_convert(found.get("client", {}), ClientCost),
         timeline=_convert(found.get("timeline", {}), Timeline),
         cold=_convert(found.get("cold", []), list[ColdLoad]),
+        churn=_convert(found.get("churn", []), list[ChurnLoad]),
         rate_changes=_convert(found.get("rps_change_events", []), list[RateChange]),
         requests=_read_requests(found),
+        interrupted=found.get("interrupted", False),
+        unfinished=found.get("unfinished", 0),
     )
 
 

@@ -15,7 +15,7 @@ NAMES = {"client_queue_time": "Client Queue Time", "e2el_including_client_queue"
 
 def text(run: Run) -> str:
     """Everything; ends with a line for each warning."""
-    parts = [*_totals(run), *_errors(run), *_adapters(run), *_cold(run), *_client(run), "=" * WIDTH]
+    parts = [*_totals(run), *_errors(run), *_adapters(run), *_churn(run), *_cold(run), *_client(run), "=" * WIDTH]
     return "\n".join([*parts, *(f"warning: {each}" for each in warnings(run))])
 
 
@@ -24,12 +24,17 @@ def warnings(run: Run) -> list[str]:
     found = []
     share, tokens = run.client.core_share, run.tokens
     done, failed = run.totals.completed, run.totals.failed
+    if run.interrupted:
+        ended = done + failed
+        found.append(f"interrupted: only the {ended} of {ended + run.unfinished} requests that had ended by then count")
     if done and failed:
         found.append(f"{failed} of {done + failed} requests failed: latencies are of the others")
     if share > BUSY:
         found.append(
             f"the client took {share:.0%} of a core: the latencies may be its own; lower the load, or run two clients"
         )
+    if broken := [each for each in run.churn if each.error]:
+        found.append(f"{len(broken)} of {len(run.churn)} loads during the run failed: {broken[0].error}")
     if tokens.without_usage:
         found.append(f"{tokens.without_usage} answers came without usage: their tokens were counted here")
     if tokens.more_chunks:
@@ -124,6 +129,18 @@ def _row(found: Summary) -> list[str]:
     last = latencies["ttft"].percentiles.get("99") if "ttft" in latencies else None
     tail = "" if last is None else f"{last:.2f}"
     return [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}", *means, tail]
+
+
+def _churn(run: Run) -> list[str]:
+    if not run.churn:
+        return []
+    rows = [["", "loads", "failed", "median ms", "longest ms"]]
+    for name in dict.fromkeys(each.adapter for each in run.churn):
+        found = [each for each in run.churn if each.adapter == name]
+        times = [each.seconds * 1000 for each in found if not each.error]
+        cells = [f"{median(times):.2f}", f"{max(times):.2f}"] if times else ["", ""]
+        rows.append([name, str(len(found)), str(len(found) - len(times)), *cells])
+    return [f"{'Adapters loaded during the run':-^{WIDTH}}", *columns(rows)]
 
 
 def _cold(run: Run) -> list[str]:

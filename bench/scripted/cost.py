@@ -204,7 +204,11 @@ def http(
             for name, measured in found.items():
                 print(row(load.name, name, measured), flush=True)
     packages = ", ".join(f"{name} {version(name)}" for name in ("loraplex", "starlette", "sse-starlette", "uvicorn"))
-    print(f"\n{processor()}; Python {sys.version.split()[0]}; {packages}; {streams} streams, {rounds} rounds.")
+    print(
+        "\nfloor is the least that a server can do: a constant event for each token, over bare sockets. Delay: from a\n"
+        "token's output by the engine to its event's arrival. Client: the cores that the client took."
+    )
+    print(f"\n{processor()}; Python {sys.version.split()[0]}; {packages}; {streams} streams; rounds: {rounds}.")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class ScriptedLane:
     unsupported: frozenset[str] = frozenset()
     kv_tokens: int | None = None
     kv_usage: float | None = None
+    places: int | None = None
 
     def __init__(self, script: list[int], pace: Pace, stamps: np.memmap | None) -> None:
         """With an empty script, a sequence gets its own prompt."""

@@ -74,6 +74,8 @@ def application(scripted: Scripted) -> Starlette:
         unloads = request.method == "DELETE" or "unload" in request.url.path
         if unloads and "absent" in request.url.path + call[2].decode():
             return PlainTextResponse("no such adapter", 404)
+        if "refused" in request.url.path:
+            return PlainTextResponse("not allowed", 403)
         return JSONResponse({}, 200)
 
     return Starlette(

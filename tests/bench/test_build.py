@@ -10,10 +10,11 @@ import pytest
 from loraplex.build.findings import Verification, write_findings
 from loraplex.build.record import StepRecord
 from loraplex.server.bundle import Bundle
-from tests.bench.conftest import DEMO, Cli
+from tests.bench.conftest import DEMO
+from tests.cli import Cli
 
 
-def make_built(folder: Path, **seconds: float) -> Path:
+def make_built(folder: Path, torch: str = "2", **seconds: float) -> Path:
     """A bundle's folder with what a build of these steps leaves in it."""
     steps = [
         StepRecord(
@@ -28,7 +29,7 @@ def make_built(folder: Path, **seconds: float) -> Path:
     (folder / "adapters").mkdir(parents=True)
     (folder / "adapters" / "one").write_bytes(bytes(2_000_000))
     base = Bundle.open(DEMO).manifest.base
-    write_findings(folder, Verification(1, base, True, [], [], [], [], steps, {"processor": "EPYC", "torch": "2"}))
+    write_findings(folder, Verification(1, base, True, [], [], [], [], steps, {"processor": "EPYC", "torch": torch}))
     return folder
 
 
@@ -48,6 +49,12 @@ def test_steps_and_bundles_side_by_side(cli: Cli, tmp_path: Path) -> None:
     assert "processor EPYC, torch 2" in ended.out
     found = json.loads((tmp_path / "out.json").read_bytes())
     assert [each["seconds"] for each in found] == [10.0, 4.5]
+
+
+def test_builds_on_other_machines_are_warned_of(cli: Cli, tmp_path: Path) -> None:
+    first, second = make_built(tmp_path / "a", export=2.0), make_built(tmp_path / "b", torch="3", export=3.0)
+    ended = cli("bench", "build", first, second)
+    assert (ended.status, ended.err) == (0, f"warning: torch: {first} has 2, {second} has 3\n")
 
 
 def test_a_bundle_without_a_record_is_named(cli: Cli, tmp_path: Path) -> None:

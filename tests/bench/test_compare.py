@@ -11,8 +11,8 @@ import pytest
 
 from loraplex.bench.results.result import Run
 from loraplex.bench.results.result_file import write
-from tests.bench.conftest import Cli
 from tests.bench.runs import make_run
+from tests.cli import Cli
 
 
 def save(folder: Path, **runs: Run) -> list[Path]:
@@ -42,9 +42,9 @@ def test_ratios_are_to_the_first_and_know_their_direction(cli: Cli, tmp_path: Pa
     assert ttft["fast"]["gain"] == pytest.approx(2)
     assert throughput["slow"]["ratio"] is None
     rows = [line.split("│") for line in ended.out.splitlines() if "TTFT median" in line]
-    assert [cell.strip() for cell in rows[0][1:5]] == ["TTFT median, ms", "100", "50", "0.50"]
+    assert [cell.strip() for cell in rows[0][1:5]] == ["TTFT median, ms", "100", "50", "0.50 +"]
     page = (tmp_path / "out.html").read_text()
-    assert '<td class="number good">0.50</td>' in page
+    assert '<td class="number good">0.50 +</td>' in page
     assert "<h1>slow / fast</h1>" in page
 
 
@@ -93,25 +93,50 @@ def test_the_same_labels_of_two_files_are_compared_by_file(cli: Cli, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
-        ({"prompt": 64}, "prompt tokens a request 16.0 of a, 64.0 of b"),
-        ({"requests": 8}, "requests 4 of a, 8 of b"),
-        ({"seed": 3}, "seed 0 of a, 3 of b"),
-        ({"dataset": "sharegpt"}, "dataset random of a, sharegpt of b"),
+        ({"prompt": 64}, "prompt tokens a request: a has 16, b has 64"),
+        ({"requests": 8}, "requests: a has 4, b has 8"),
+        ({"seed": 3}, "seed: a has 0, b has 3"),
+        ({"dataset": "sharegpt"}, "dataset: a has random, b has sharegpt"),
+        ({"model_id": "other"}, "model: a has plex, b has other"),
+        ({"backend": "openai-chat"}, "endpoint: a has openai, b has openai-chat"),
+        ({"adapters": ["tone"]}, "adapters: a has tone, travel, b has tone"),
+        ({"adapters": ["travel", "tone"], "adapter_mix": "zipf:1.2"}, "adapter mix: a has round-robin, b has zipf:1.2"),
+        ({"adapters": [], "adapter_mix": ""}, "adapters: a has tone, travel, b has none"),
+        ({"request_rate": 4.0}, "the loads differ: a: all at once; b: 4 requests/s"),
         ({"max_concurrency": 8}, "the loads differ: a: all at once; b: 8 at once"),
     ],
 )
 def test_other_work_is_warned_of(cli: Cli, tmp_path: Path, changes: dict[str, Any], warning: str) -> None:
-    ended = cli("bench", "compare", *save(tmp_path, a=make_run("a"), b=make_run("b", **changes)))
+    mixed: dict[str, Any] = {"adapters": ["travel", "tone"], "adapter_mix": "round-robin"}
+    ended = cli("bench", "compare", *save(tmp_path, a=make_run("a", **mixed), b=make_run("b", **(mixed | changes))))
     assert ended.status == 0
-    assert warning in ended.err
+    assert ended.err.splitlines() == [f"warning: {warning}"]
+
+
+def test_a_difference_at_several_loads_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    for label, seed in (("a", 0), ("b", 5)):
+        for streams in (1, 4):
+            run = make_run(label, max_concurrency=streams, seed=seed, prompt=16 * streams if seed else 16)
+            write(run, tmp_path / f"{label}.json", append=True)
+    ended = cli("bench", "compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert ended.err.splitlines() == [
+        "warning: seed: a has 0, b has 5",
+        "warning: prompt tokens a request: a has 16, b has 64 (4 at once)",
+    ]
+
+
+def test_what_a_file_of_vllm_does_not_tell_is_no_difference(cli: Cli, tmp_path: Path) -> None:
+    theirs = make_run("b", dataset="", seed=0)
+    ours = make_run("a", adapters=["travel", "tone"], adapter_mix="random", seed=7)
+    assert cli("bench", "compare", *save(tmp_path, a=ours, b=theirs)).err == ""
 
 
 def test_a_loss_is_warned_of_and_fails_nothing(cli: Cli, tmp_path: Path) -> None:
     paths = save(tmp_path, a=make_run("a"), b=make_run("b", speed=0.5))
     ended = cli("bench", "compare", *paths, "--warn-below", "0.85")
     assert ended.status == 0
-    assert "warning: b, all at once: output tokens/s is 0.50 of a" in ended.err
-    assert "warning: b, all at once: TTFT median is 0.50 of a" in ended.err
+    assert "warning: b, all at once: output tokens/s is 0.50 times that of a" in ended.err
+    assert "warning: b, all at once: TTFT median is 2.00 times that of a" in ended.err
     assert "warning" not in cli("bench", "compare", *paths, "--warn-below", "0.4").err
 
 
@@ -172,7 +197,7 @@ def test_failures_on_one_side_are_warned_of(cli: Cli, tmp_path: Path) -> None:
     run = make_run("b")
     failing = msgspec.structs.replace(run, totals=msgspec.structs.replace(run.totals, failed=3))
     ended = cli("bench", "compare", *save(tmp_path, a=make_run("a"), b=failing))
-    assert "failed requests 0 of a, 3 of b" in ended.err
+    assert "failed requests: a has 0, b has 3" in ended.err
 
 
 def test_one_side_alone_is_nothing_to_compare(cli: Cli, tmp_path: Path) -> None:

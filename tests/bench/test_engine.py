@@ -9,8 +9,9 @@ import pytest
 
 from loraplex.bench.lanes.engine_table import tables
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import DEMO, Cli
+from tests.bench.conftest import DEMO
 from tests.bench.runs import make_run
+from tests.cli import Cli
 
 SHORT = ("--input-len", "8", "--output-len", "4", "--rounds", "1", "--threads", "1", "--device", "cpu")
 
@@ -24,11 +25,14 @@ def test_every_lane_is_measured_with_and_without_adapters(cli: Cli, tmp_path: Pa
     assert (ended.status, ended.err) == (0, "")
     cases = {tuple(row[:4]) for row in rows(ended.out) if row[1] == "engine"}
     lanes = ("batched", "generator")
-    assert cases == {(lane, "engine", streams, a) for lane in lanes for streams in "13" for a in ("base", "3")}
+    # One stream asks for one adapter.
+    assert cases == {(lane, "engine", streams, a) for lane in lanes for streams in "13" for a in ("base", streams)}
     assert "plex, 8 prompt and 4 output tokens, the bundle's adapters; wall time" in ended.out
     runs = read(tmp_path / "runs.json")
     assert Counter(run.configuration.label for run in runs) == {
-        f"{lane}, {spread}": 2 for lane in lanes for spread in ("base", "3 adapters")
+        f"{lane}, {spread}": count
+        for lane in lanes
+        for spread, count in (("base", 2), ("1 adapter", 1), ("3 adapters", 1))
     }
     for run in runs:
         assert {request.output_tokens for request in run.requests} == {4}
@@ -50,13 +54,13 @@ def test_random_adapters_take_the_place_of_the_bundles(cli: Cli, tmp_path: Path)
 
 @pytest.mark.slow
 def test_the_http_layer_is_measured_beside_the_engine(cli: Cli, tmp_path: Path) -> None:
-    flags = ("--lane", "batched", "--http", "--concurrency", "2", "--html", tmp_path / "page.html")
+    flags = ("--lane", "batched", "--http", "--concurrency", "3", "--html", tmp_path / "page.html")
     ended = cli("bench", "engine", DEMO, *SHORT, *flags)
     assert (ended.status, ended.err) == (0, "")
     assert "tokens/s over HTTP of the engine's (range)" in ended.out
     assert [tuple(row[:3]) for row in rows(ended.out) if "**" in row[3]] == [
-        ("batched", "2", "base"),
-        ("batched", "2", "3"),
+        ("batched", "3", "base"),
+        ("batched", "3", "3"),
     ]
     assert "batched, 3 adapters, HTTP" in (tmp_path / "page.html").read_text()
 

@@ -6,16 +6,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from loraplex.bench.errors import ServerFailed
 from loraplex.bench.lanes.wave import Ask, over_http, prompts
 from loraplex.bench.peers.comparison import Case, Comparison
+from loraplex.bench.peers.cpu import Session, cases
+from loraplex.bench.peers.cpu import main as compare_all
 from loraplex.bench.peers.llamacpp import convert, llama_server
 from loraplex.bench.peers.model import ADAPTERS
 from loraplex.bench.peers.model import main as make_model
@@ -90,9 +95,9 @@ def test_a_row_of_transformers_batch_has_its_own_adapter(work: Path) -> None:
 
 
 def test_servers_are_measured_side_by_side(work: Path, ours: Peer, tmp_path: Path) -> None:
-    cases = [Case("base", 1, 0, 8, 4), Case("2 adapters", 3, 2, 8, 4)]
+    some = [Case("base", 1, 0, 8, 4), Case("2 adapters", 3, 2, 8, 4)]
     with olive_loop(work, threads=1) as loop:
-        comparison = Comparison([ours, loop], cases, {loop.name: 8})
+        comparison = Comparison([ours, loop], some, {loop.name: 8})
         for _ in range(2):
             comparison.round()
         comparison.starve(0.5, 8, 4)
@@ -108,6 +113,53 @@ def test_servers_are_measured_side_by_side(work: Path, ours: Peer, tmp_path: Pat
     runs = read(tmp_path / "base-1-stream-8+4.json")
     assert [run.configuration.label for run in runs] == ["loraplex", "loraplex", "Olive's loop", "Olive's loop"]
     assert [run.totals.total_output_tokens for run in runs] == [4, 4, 4, 4]
+
+
+def test_the_whole_comparison_has_every_server_and_keeps_its_runs(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = partial(compare_all, streams=(1, 8), prompts=(8,), answer=4, load_seconds=1)
+    shape(work, threads=1, minutes=5, rounds=1, results=tmp_path)
+    out, err = capsys.readouterr()
+    names = ["base, 1 stream, 8+4", "one adapter, 1 stream, 8+4", "8 adapters, 8 streams, 8+4"]
+    for server in ("loraplex", "transformers + PEFT", "Olive's loop"):
+        for case in names:
+            assert f"{case}, {server}: " in err
+            assert re.search(rf"^\| {re.escape(case)} +\| {re.escape(server)} ", out, re.MULTILINE)
+    assert (tmp_path / "table.md").read_text().strip() == out.strip()
+    assert {"base-1-stream-8+4.json", "8-adapters-8-streams-8+4.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_cases_for_which_there_is_no_time_are_named(ours: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = Comparison([ours], [Case("base", 1, 0, 8, 4), Case("base", 2, 0, 500, 400)])
+    began = time.monotonic()
+    comparison.measure(comparison.cases[0], ours)
+    comparison.next_round(comparison.cases[0])
+    # Enough for the small case; the large one has 150 times its tokens.
+    seconds = 20 * (comparison.seconds(comparison.cases[0], ours) or 0) + 1.1
+    Session(comparison, time.monotonic(), seconds, None).run(0, 3)
+    assert time.monotonic() - began < 60
+    assert "- base, 2 streams, 500+400, loraplex: left out, as there was no time for it" in comparison.markdown()
+    assert "base, 1 stream, 8+4, loraplex: " in capsys.readouterr().err
+
+
+def test_a_server_that_is_gone_does_not_lose_what_others_did(ours: Peer, tmp_path: Path) -> None:
+    gone = msgspec.structs.replace(ours, name="gone", url=f"http://127.0.0.1:{free_port()}")
+    comparison = Comparison([ours, gone], [Case("base", 1, 0, 8, 4)])
+    Session(comparison, time.monotonic(), 60, tmp_path).run(0, 3)
+    assert "- base, 1 stream, 8+4, gone: failed, " in (tmp_path / "table.md").read_text()
+    assert [run.configuration.label for run in read(tmp_path / "base-1-stream-8+4.json")] == ["loraplex"]
+
+
+def test_cases_are_every_spread_that_fits() -> None:
+    names = [case.name for case in cases((1, 8, 64), (64, 1024), 32, 8192)]
+    assert names == [
+        *("base, 1 stream, 64+32", "one adapter, 1 stream, 64+32"),
+        *("base, 8 streams, 64+32", "one adapter, 8 streams, 64+32", "8 adapters, 8 streams, 64+32"),
+        *("base, 64 streams, 64+32", "one adapter, 64 streams, 64+32", "8 adapters, 64 streams, 64+32"),
+        *("base, 1 stream, 1024+32", "one adapter, 1 stream, 1024+32"),
+        *("base, 8 streams, 1024+32", "one adapter, 8 streams, 1024+32", "8 adapters, 8 streams, 1024+32"),
+    ]
 
 
 @pytest.mark.skipif(not all(TOOLS.values()), reason=f"{', '.join(TOOLS)} do not say where llama.cpp is")

@@ -9,6 +9,7 @@ import pytest
 
 from loraplex.bench.errors import ResultInvalid
 from loraplex.bench.results.result import (
+    ChurnLoad,
     ClientCost,
     ColdLoad,
     Configuration,
@@ -46,7 +47,8 @@ STATISTICS = [
 ]
 DETAILED = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"]
 RAMP_UP = ["ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "rps_change_events"]
-OURS = {"adapters", "fairness", "errors_by_kind", "token_check", "client", "timeline", "cold", "configuration"}
+OURS = {"adapters", "fairness", "errors_by_kind", "token_check", "client", "timeline", "cold"}
+OURS |= {"churn", "interrupted", "unfinished", "configuration"}
 OURS_DETAILED = {"models", "error_kinds", "finish_reasons", "usage_tokens"}
 
 REQUESTS = [
@@ -81,6 +83,7 @@ def made(**changes: object) -> Run:
         client=ClientCost(0.5, 2.0, 100),
         timeline=timeline(REQUESTS, 2.0),
         cold=[ColdLoad("a", 0.25, 30.0, 10.0)],
+        churn=[ChurnLoad("a", 1.5, 0.125), ChurnLoad("b", 3.0, 0.25, "not found")],
         requests=REQUESTS,
     )
     for name, value in changes.items():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import DEMO, Cli
+from tests.bench.conftest import DEMO
 from tests.bench.scripted_server import PROMPT_TOKENS, Scripted
+from tests.cli import Cli
 from tests.server.process import ServerProcess
 
 
@@ -158,6 +160,41 @@ def test_cold_adapters_are_unloaded_loaded_and_asked(
     assert [call[1] for call in scripted.management] == ["/v1/unload_lora_adapter", "/v1/load_lora_adapter"] * 2
 
 
+@pytest.mark.parametrize("api", ["loraplex", "vllm"])
+def test_adapters_are_loaded_anew_while_the_run_goes_on(
+    cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path, api: str
+) -> None:
+    # 12 requests in 0.6 s; loads after 0.1, 0.2, ... s.
+    flags = ("--request-rate", "20", "--churn", "steady", "other=a/folder", "--churn-interval", "0.1")
+    page = tmp_path / "run.html"
+    saving = ("--save-result", "--result-dir", tmp_path, "--result-filename", "run.json", "--html", page)
+    ended = cli(*custom(scripted, questions), *flags, "--cold-api", api, "--admin-key", "admin", *saving)
+    assert ended.status == 0, ended.err
+    (run,) = read(tmp_path / "run.json")
+    assert [each.adapter for each in run.churn][:3] == ["steady", "other", "steady"]
+    starts = [each.start for each in run.churn]
+    assert starts == sorted(starts)
+    assert all(0 < each.start < run.duration and each.seconds > 0 for each in run.churn)
+    assert not any(each.error for each in run.churn)
+    calls = scripted.management[: 2 if api == "vllm" else 1]
+    if api == "vllm":
+        assert [call[1] for call in calls] == ["/v1/unload_lora_adapter", "/v1/load_lora_adapter"]
+    else:
+        assert calls == [("PUT", "/v1/adapters/steady", b'{"path":"steady"}', "Bearer admin")]
+    assert "Adapters loaded during the run" in ended.out
+    assert "Adapters loaded during the run" in page.read_text()
+
+
+def test_a_load_that_fails_during_the_run_is_a_warning(cli: Cli, scripted: Scripted, questions: Path) -> None:
+    flags = ("--request-rate", "20", "--churn", "refused", "--churn-interval", "0.1")
+    ended = cli(*custom(scripted, questions), *flags)
+    assert ended.status == 0, ended.err
+    assert "Successful requests:                     12" in ended.out
+    assert re.search(
+        r"warning: (\d+) of \1 loads during the run failed: PUT /v1/adapters/refused answered 403", ended.out
+    )
+
+
 def test_a_sweep_goes_up_to_the_last_step_or_to_saturation(
     cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +302,18 @@ def test_variables_of_the_server_are_not_meant_for_its_clients(
     assert "authorization" not in scripted.headers[1]
 
 
+def test_a_port_that_the_base_url_overrules_is_told(cli: Cli, scripted: Scripted, questions: Path) -> None:
+    command = custom(scripted, questions, prompts=1)
+    host, port = scripted.url.removeprefix("http://").split(":")
+    assert cli(*command, "--host", host, "--port", port).err == ""
+    ended = cli(*command, "--host", "elsewhere", "--port", "9")
+    assert ended.status == 0
+    assert ended.err == f"warning: --base-url {scripted.url} is asked, not --host elsewhere --port 9\n"
+    sweep = ["sweep" if each == "serve" else each for each in command]
+    ended = cli(*sweep, "--values", "1", "--port", "9", "--result-dir", questions.parent)
+    assert ended.err == f"warning: --base-url {scripted.url} is asked, not --port 9\n"
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
@@ -285,7 +334,9 @@ def test_variables_of_the_server_are_not_meant_for_its_clients(
         (("--ramp-up-strategy", "linear"), "needs --ramp-up-start-rps"),
         (("--ramp-up-start-rps", "1"), "need --ramp-up-strategy"),
         (("--self-timed",), "--dataset-name trace"),
-        (("--cold", "=path"), "is not NAME or NAME=PATH"),
+        (("--cold", "=path"), "--cold =path is not NAME or NAME=PATH"),
+        (("--churn", "name="), "--churn name= is not NAME or NAME=PATH"),
+        (("--churn", "name", "--churn-interval", "0"), "Must be > 0"),
         (("--adapter-mix", "often", "--adapters", "steady"), "--adapter-mix often is unknown"),
         (("--dataset-name", "trace"), "needs --dataset-path"),
         (("--tokenizer", "no/such/folder/here"), "no tokenizer for no/such/folder/here"),
@@ -294,6 +345,7 @@ def test_variables_of_the_server_are_not_meant_for_its_clients(
         (("--seed", "-1"), "Must be >= 0"),
         (("--base-url", "127.0.0.1:8000"), "give http://127.0.0.1:8000"),
         (("--base-url", "http://127.0.0.1:8000/v1"), "ends with /v1"),
+        (("--base-url", "http://127.0.0.1:80000"), "out of range"),
     ],
 )
 def test_bad_flags_are_refused_with_status_2(
@@ -385,6 +437,20 @@ def test_our_servers_refusals_are_told(cli: Cli, demo: ServerProcess) -> None:
     ended = cli("bench", "serve", "--base-url", demo.url, *flags)
     assert ended.status == 1
     assert "http_400:context_length_exceeded" in ended.out
+
+
+def test_our_adapters_are_replaced_while_they_are_asked(cli: Cli, demo: ServerProcess, tmp_path: Path) -> None:
+    ended = cli(
+        *("bench", "serve", "--base-url", demo.url, "--tokenizer", DEMO, "--adapters", "travel", "tone"),
+        *("--num-prompts", "40", "--random-input-len", "20", "--random-output-len", "16", "--request-rate", "20"),
+        *("--churn", "travel", "tone", "--churn-interval", "0.3"),
+        *("--save-result", "--result-dir", tmp_path, "--result-filename", "run.json"),
+    )
+    assert ended.status == 0, ended.err
+    (run,) = read(tmp_path / "run.json")
+    assert (run.totals.completed, run.totals.failed) == (40, 0)
+    assert len(run.churn) > 1
+    assert not any(each.error for each in run.churn)
 
 
 def test_our_adapters_are_loaded_cold(cli: Cli, demo: ServerProcess, tmp_path: Path) -> None:

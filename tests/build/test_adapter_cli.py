@@ -9,7 +9,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -20,38 +19,13 @@ from loraplex.build.errors import VerificationFailed
 from loraplex.build.olive_adapter import read_olive
 from loraplex.build.peft_shapes import target_of_bundle
 from loraplex.server.bundle import Bundle, read_adapter_manifest
-from loraplex.server.cli import app
 from loraplex.server.engine.adapter_file import check_adapter
 from tests.build.conftest import Built
 from tests.build.generation import Runner, expected_tokens
 from tests.checkpoints import make_adapter, make_checkpoint, quiet
+from tests.cli import Cli
 
 PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-class Cli:
-    """Runs commands in this process, through the app that the command `loraplex` starts."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str | Path) -> Ended:
-        with pytest.raises(SystemExit) as info:
-            app([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        code = info.value.code
-        return Ended(code if isinstance(code, int) else 0 if code is None else 1, out, err)
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    return Cli(capsys)
 
 
 @pytest.fixture
