@@ -19,10 +19,12 @@ from loraplex.server.engine.row_adapters import Adapter, Weights
 
 Bytes = npt.NDArray[np.int8]
 
+Sides = tuple[Weights, Weights]
+"""A [in_features, rank] and B [rank, out_features]."""
 RANKS = 8
 """Ranks that lie together; a rank is filled up to a multiple."""
-BLOCK_A, BLOCK_B = 128, 64
-"""Values along in_features, and along out_features, that share a scale."""
+BLOCK_A, BLOCK_B = 128, 16
+"""Values along in_features that share a scale, for each rank; values along out_features, for all ranks together."""
 LARGEST = 127
 ALIGNMENT, HUGE_PAGE = 64, 2**21
 FLOAT = np.dtype(np.float32).itemsize
@@ -31,17 +33,19 @@ FLOAT = np.dtype(np.float32).itemsize
 class AdapterTables:
     """The tables of adapters for the projections of one graph."""
 
-    def __init__(self, projections: Sequence[str]) -> None:
-        self._projections = projections
+    def __init__(self, layers: Sequence[Sequence[str]]) -> None:
+        """`layers` are the projections of each node, in the order that the nodes run."""
+        self._layers = layers
         self._tables: weakref.WeakKeyDictionary[Adapter, AdapterTable] = weakref.WeakKeyDictionary()
 
     def __bool__(self) -> bool:
-        return bool(self._projections)
+        return bool(self._layers)
 
     def prepare(self, adapter: Adapter) -> AdapterTable:
         """Take over the adapter's weights, if that has not been done."""
         if adapter not in self._tables:
-            self._tables[adapter] = AdapterTable([adapter.take(projection) for projection in self._projections])
+            layers = [[adapter.take(projection) for projection in layer] for layer in self._layers]
+            self._tables[adapter] = AdapterTable(layers)
         return self._tables[adapter]
 
     def addresses(self, rows: Sequence[Adapter | None]) -> npt.NDArray[np.int64]:
@@ -50,22 +54,32 @@ class AdapterTables:
 
 
 class AdapterTable:
-    """One adapter: `entries` [projections, 4] are the addresses of A, of its scales and of B, and the rank."""
+    """One adapter: `entries` [projections + 1, 5] are the addresses of A, its scales, B's scales and B, and the rank.
 
-    def __init__(self, projections: Sequence[tuple[Weights, Weights] | None]) -> None:
-        """A [in_features, rank] and B [rank, out_features] of each projection; None where there are none."""
-        self.entries = np.zeros((len(projections), 4), np.int64)
-        wanted = [(index, *sides) for index, sides in enumerate(projections) if sides is not None and sides[0].size]
-        sizes = [size for _, a, b in wanted for size in _sizes(a, b)]
-        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)])
-        memory = _allocate(int(starts[-1]))
-        self._memory = memory
-        parts = iter([memory[start : start + size] for start, size in zip(starts[:-1], sizes, strict=True)])
-        for index, a, b in wanted:
-            values_a, scales_a, of_b = (next(parts) for _ in range(3))
-            _write_a(a, values_a, scales_a.view(np.float32))
-            _write_b(b, of_b)
-            self.entries[index] = *(part.ctypes.data for part in (values_a, scales_a, of_b)), _filled(a.shape[1])
+    What a layer reads first, all of its projections' A and scales, lies together, its B behind that, and then the next
+    layer, so that what is wanted next can be asked for as one piece. The last entry is where the memory ends.
+    """
+
+    def __init__(self, layers: Sequence[Sequence[Sides | None]]) -> None:
+        """A and B of each layer's projections; None where there are none."""
+        projections = [sides for layer in layers for sides in layer]
+        sizes = [_sizes(sides) for sides in projections]
+        self.entries = np.zeros((len(projections) + 1, 5), np.int64)
+        places, end, first = self.entries[:, :4], 0, 0
+        for layer in layers:
+            within = range(first, first + len(layer))
+            for index, part in [(i, part) for i in within for part in range(3)] + [(i, 3) for i in within]:
+                places[index, part] = end
+                end += -(-sizes[index][part] // ALIGNMENT) * ALIGNMENT
+            first += len(layer)
+        places[-1] = end
+        self._memory = memory = _allocate(end)
+        for index, sides in enumerate(projections):
+            if sides is not None and sides[0].size:
+                starts = zip(places[index], sizes[index], strict=True)
+                _write(sides, *(memory[start : start + size] for start, size in starts))
+                self.entries[index, 4] = _filled(sides[0].shape[1])
+        places += memory.ctypes.data
 
 
 def _allocate(size: int) -> Bytes:
@@ -82,11 +96,24 @@ def _filled(rank: int) -> int:
     return -(-rank // RANKS) * RANKS
 
 
-def _sizes(a: Weights, b: Weights) -> list[int]:
-    """Bytes of A, of its scales and of B with its."""
-    (rows, rank), columns = a.shape, b.shape[1]
+def _sizes(sides: Sides | None) -> tuple[int, int, int, int]:
+    """Bytes of A, of its scales, of B's scales and of B."""
+    if sides is None:
+        return 0, 0, 0, 0
+    (rows, rank), columns = sides[0].shape, sides[1].shape[1]
     rank = _filled(rank)
-    return [rows * rank, -(-rows // BLOCK_A) * rank * FLOAT, rank * (columns + -(-columns // BLOCK_B) * FLOAT)]
+    return rows * rank, -(-rows // BLOCK_A) * rank * FLOAT, columns // BLOCK_B * FLOAT, columns * rank
+
+
+def _write(sides: Sides, values_a: Bytes, scales_a: Bytes, scales_b: Bytes, values_b: Bytes) -> None:
+    """Each rank's B is brought to the size of the others, and its A takes it over, so that ranks can share scales."""
+    a, b = sides
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        largest = np.abs(b).max(1)
+        b = np.nan_to_num(b / largest[:, None], posinf=0, neginf=0)
+        a = a * largest
+    _write_a(a, values_a, scales_a.view(np.float32))
+    _write_b(b, values_b, scales_b.view(np.float32))
 
 
 def _write_a(a: Weights, values: Bytes, scales: Weights) -> None:
@@ -97,26 +124,17 @@ def _write_a(a: Weights, values: Bytes, scales: Weights) -> None:
     values.reshape(-1, rows // 8, RANKS, 8)[...] = quantized.reshape(rows // 8, 8, -1, RANKS).transpose(2, 0, 3, 1)
 
 
-def _write_b(b: Weights, target: Bytes) -> None:
-    """[rank, out_features] as blocks of columns, each the scales [rank] and then [rank, columns]."""
-    rank, columns = _filled(b.shape[0]), b.shape[1]
+def _write_b(b: Weights, values: Bytes, scales: Weights) -> None:
+    """[rank, out_features] as [blocks, rank / 2, BLOCK_B, 2], scales as [blocks]."""
+    rank = _filled(b.shape[0])
     b = np.pad(b, ((0, rank - b.shape[0]), (0, 0)))
-    scales = np.empty((-(-columns // BLOCK_B), rank), np.float32)
-    quantized = _quantize(b.T, BLOCK_B, scales).T
-    scale_bytes = scales.view(np.int8)
-    whole, size = columns // BLOCK_B, rank * (FLOAT + BLOCK_B)
-    blocks = target[: whole * size].reshape(whole, size)
-    blocks[:, : rank * FLOAT] = scale_bytes[:whole]
-    values = quantized[:, : whole * BLOCK_B].reshape(rank, whole, BLOCK_B).transpose(1, 0, 2)
-    blocks[:, rank * FLOAT :] = values.reshape(whole, rank * BLOCK_B)
-    if columns % BLOCK_B:
-        rest = target[blocks.size :]
-        rest[: rank * FLOAT] = scale_bytes[whole]
-        rest[rank * FLOAT :].reshape(rank, -1)[...] = quantized[:, whole * BLOCK_B :]
+    blocks = b.reshape(rank // 2, 2, len(scales), BLOCK_B).transpose(2, 0, 3, 1).reshape(len(scales), -1)
+    quantized = _quantize(blocks.T, blocks.shape[1], scales[None])
+    values.reshape(blocks.shape)[...] = quantized.T
 
 
 def _quantize(weights: Weights, block: int, scales: Weights) -> npt.NDArray[Any]:
-    """Whole numbers of at most LARGEST for weights [values, rank]; writes a scale for each `block` of values and rank.
+    """Whole numbers of at most LARGEST for weights [values, columns]; writes a scale for each `block` and column.
 
     What is not finite makes its scale so too, and the answer, which the lane then refuses.
     """

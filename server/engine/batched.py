@@ -9,13 +9,13 @@ out again; until then it waits, in turn by adapter.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.forward import FindOperator, Forward, Logits, PassFailed
@@ -25,11 +25,14 @@ from loraplex.server.engine.row_adapters import Adapter
 from loraplex.server.engine.rows import Rows
 from loraplex.server.engine.sampler import Chooser, choose, logprobs
 from loraplex.server.engine.turns import Sequence, Turns
+from loraplex.server.machine import available_memory
 
 LONGEST_SLICE = 256
 """Prompt tokens; more at once are no faster a token."""
 SLICE_SECONDS = 0.08
 """How long running streams may wait for a slice of a prompt."""
+LONGER_SLICE = 0.25
+"""Of a slice by which one may be longer where that saves a pass: a few tokens cost nearly as much as many."""
 EVERY_SLICE = 64
 """Prompt tokens at most where each has its logits reported: a vocabulary of 150,000 makes 38 MB of them."""
 PROBE = 32
@@ -42,6 +45,7 @@ class BatchedLane:
     name = "batched"
     device = "cpu"
     unsupported: frozenset[str] = frozenset()
+    places = None
 
     def __init__(
         self, folder: Path, *, threads: int, prefill_chunk: int, kv_bytes: int = 0, operator: FindOperator | None = None
@@ -55,7 +59,7 @@ class BatchedLane:
         self._forward = Forward(folder, threads, operator)
         self._guides = Guides(folder / "tokenizer.json", self._forward.vocab_size, self._forward.end_tokens)
         self.unsupported = frozenset() if self._forward.every_token else frozenset({"prompt_logprobs"})
-        self.kv_tokens = (kv_bytes or psutil.virtual_memory().available // 2) // self._forward.kv.token_bytes
+        self.kv_tokens = (kv_bytes or available_memory() // 2) // self._forward.kv.token_bytes
         self._slice = prefill_chunk or min(LONGEST_SLICE, max(PROBE, int(SLICE_SECONDS * self._prefill_speed())))
         self._adapters: dict[str, Adapter] = {}
         self._compiling: dict[int, tuple[Submit, Adapter | None, Future[GuideState]]] = {}
@@ -168,7 +172,7 @@ class BatchedLane:
         if not sequence.filled and not every:
             self._rows.reuse(sequence)
         start = sequence.filled
-        ids = sequence.prompt[start : start + (min(self._slice, EVERY_SLICE) if every else self._slice)]
+        ids = sequence.prompt[start : start + self._slice_tokens(len(sequence.prompt) - start, every)]
         try:
             logits = self._forward.prefill(self._rows.index(sequence), ids, start, sequence.adapter, every=every)
         except PassFailed as error:
@@ -184,6 +188,11 @@ class BatchedLane:
         self._prefilling.remove(sequence)
         self._rows.begin_decoding(sequence)
         return self._take([sequence], logits[-1:])
+
+    def _slice_tokens(self, left: int, every: bool) -> int:
+        """How many of the tokens that are left of a prompt to compute now: what is left in slices of one size."""
+        slices = left / min(self._slice, EVERY_SLICE) if every else left / self._slice - LONGER_SLICE
+        return math.ceil(left / max(1, math.ceil(slices)))
 
     def _next_to_prefill(self) -> Sequence:
         """The prompt of the adapter with the fewest streams goes first, so that a busy one does not hold up another."""

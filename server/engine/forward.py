@@ -164,8 +164,8 @@ class Forward:
             step.release()
 
 
-def _open_session(folder: Path, path: Path, threads: int, operator: FindOperator | None) -> tuple[Any, list[str]]:
-    """The session, and the projections whose adapters it takes as tables. Raises BundleInvalid and ORT_ERRORS."""
+def _open_session(folder: Path, path: Path, threads: int, operator: FindOperator | None) -> tuple[Any, list[list[str]]]:
+    """The session, and by layer the projections whose adapters it takes as tables. Raises BundleInvalid, ORT_ERRORS."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = ERRORS_ONLY

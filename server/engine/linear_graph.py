@@ -18,7 +18,7 @@ ADAPTERS = "loraplex_adapters"
 DOMAIN = "loraplex"
 RUN = 32
 """Values along K that the operator takes at once; its block sizes are multiples of it."""
-COLUMNS = 8
+COLUMNS = 16
 """Columns that it takes at once."""
 
 
@@ -34,7 +34,7 @@ class Layer:
     projections: list[str]
 
 
-def use_linear(model: onnx.ModelProto) -> list[str]:
+def use_linear(model: onnx.ModelProto) -> list[list[str]]:
     """Put the operator where it fits; the projections of its nodes, in the order that an adapter's table has them."""
     graph = model.graph
     widths = {
@@ -42,7 +42,7 @@ def use_linear(model: onnx.ModelProto) -> list[str]:
         for value in graph.input
         if f"{LORA}B" in value.name
     }
-    table: list[str] = []
+    table: list[list[str]] = []
     dropped: set[str] = set()
     renamed: dict[str, str] = {}
     nodes: dict[str, onnx.NodeProto] = {}
@@ -62,10 +62,10 @@ def use_linear(model: onnx.ModelProto) -> list[str]:
             N=attributes["N"],
             block_size=attributes["block_size"],
             zero_points=int(len(inputs) > 4 and bool(inputs[4])),
-            first=len(table),
+            first=sum(map(len, table)),
             widths=of_layer,
         )
-        table += layer.projections
+        table.append(layer.projections)
         dropped |= {node.output[0] for node in (*layer.branch, layer.add)}
         renamed[layer.add.output[0]] = layer.base
     if table:

@@ -24,7 +24,7 @@ from tests.engine.test_parity import PROMPTS, plans, play
 
 Floats = npt.NDArray[np.float32]
 
-PACKED = {"q": 64, "k": 8, "v": 24}
+PACKED = {"q": 96, "k": 16, "v": 48}
 """Projections of the layer and their widths."""
 RANKS: list[dict[str, int]] = [{"q": 4, "v": 9}, {"q": 16, "k": 16, "v": 16}, {"k": 33}]
 
@@ -106,9 +106,10 @@ def adapter(k: int, ranks: dict[str, int], seed: int, *, exact: bool = True) -> 
     return weights
 
 
-def table(weights: dict[str, Floats], projections: list[str]) -> AdapterTable:
+def table(weights: dict[str, Floats], layers: list[list[str]]) -> AdapterTable:
+    (projections,) = layers
     pairs = [(weights[f"{name}.lora_A.weight"], weights[f"{name}.lora_B.weight"]) for name in projections]
-    return AdapterTable([pair if pair[0].size else None for pair in pairs])
+    return AdapterTable([[pair if pair[0].size else None for pair in pairs]])
 
 
 def handles(tables: Iterable[AdapterTable | None]) -> npt.NDArray[np.int64]:
@@ -139,7 +140,7 @@ def test_it_computes_what_the_stock_operators_compute(
     model = layer(k, block, zero_points)
     stock = session(model, None)
     projections = use_linear(model)
-    assert projections == list(PACKED)
+    assert projections == [list(PACKED)]
     assert [node.op_type for node in model.graph.node] == ["Linear", "Identity"]
     compiled = session(model, operator)
     x = exact((rows, tokens, k))
@@ -191,7 +192,7 @@ def test_adapters_of_any_size(operator: Path, size: float) -> None:
     weights = adapter(1088, RANKS[0], 5)
     weights["q.lora_A.weight"] *= np.float32(size)
     kept = table(weights, projections)
-    assert kept.entries[:, 3].tolist() == [8, 0, 16]
+    assert kept.entries[:, 4].tolist() == [8, 0, 16, 0]
     x = exact((1, 3, 1088))
     (expected,) = stock.run(None, {"x": x, **{name: value[None] for name, value in weights.items()}})
     (y,) = session(model, operator).run(None, {"x": x, ADAPTERS: handles([kept])})
@@ -229,8 +230,10 @@ def test_eight_bits_are_close_to_float(operator: Path, ranks: dict[str, int]) ->
     assert np.linalg.norm(y - expected) < 0.015 * np.linalg.norm(expected)
 
 
-def test_what_does_not_fit_stays_as_it_is() -> None:
-    model = layer(96, 16, zero_points=True)
+@pytest.mark.parametrize(("block", "width"), [(16, 16), (32, 8)])
+def test_what_does_not_fit_stays_as_it_is(block: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKED, "k", width)
+    model = layer(96, block, zero_points=True)
     before = model.SerializeToString()
     assert use_linear(model) == []
     assert model.SerializeToString() == before

@@ -32,6 +32,21 @@ def test_a_stream_gets_a_token_a_step_while_a_long_prompt_is_computed(llama: Mod
     assert [output.sequence for output in lane.step()] == [0, 1]
 
 
+@pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (8, 1), (10, 1), (11, 2), (18, 2), (19, 3), (96, 12)])
+def test_a_few_tokens_are_no_slice_of_their_own(llama: Model, tokens: int, steps: int) -> None:
+    lane = batched(llama)
+    lane.submit(Submit(0, "four", LONG[:tokens], 4, ENDLESS))
+    for _ in range(steps - 1):
+        assert lane.step() == []
+    assert [output.sequence for output in lane.step()] == [0]
+
+
+@pytest.mark.parametrize("tokens", [8, 10, 11, 19, 23, 57])
+def test_slices_of_a_prompt_leave_its_answer_as_it_is(llama: Model, tokens: int) -> None:
+    answer = ask(batched(llama), LONG[:tokens], "nine", 8)
+    assert answer.tokens == llama.expected("nine", tuple(LONG[:tokens]), 8)
+
+
 def test_a_flood_of_one_adapter_costs_another_one_slice(llama: Model) -> None:
     lane = batched(llama)
     for index in range(8):

@@ -8,10 +8,10 @@
 //     weights   [N, K / block_size, block_size / 2], scales, zeros: as MatMulNBits takes them; initializers
 //     y         [rows, tokens, N]        float32
 //
-// An adapter is a table of a Projection, four int64, for each projection of the model; a rank of 0 where it leaves it
-// alone. The scale of the adapter is folded in. `widths` has the out_features of the projections that this layer is
+// An adapter is a table of a Projection, five int64, for each projection of the model, and one more; a rank of 0 where it
+// leaves it alone. The scale of the adapter is folded in. `widths` has the out_features of the projections that this layer is
 // packed of, `first` the place of the first one in the table. The caller keeps what is pointed at alive. K is a multiple
-// of block_size, block_size one of 32, every width of 8. `zero_points` says whether there are zeros; 8 if there are none.
+// of block_size, block_size one of 32, every width of 16. `zero_points` says whether there are zeros; 8 if there are none.
 //
 //     y = x @ dequantized(weights) + (x @ A) @ B
 //
@@ -102,6 +102,7 @@ OrtStatus* Run(const State& state, OrtKernelContext* context) {
 
   const size_t tokens = call.rows / rows, runs = w.k / kRun, tiles = (call.rows + kTile - 1) / kTile;
   for (size_t row = 0; row < call.rows; ++row) {
+    if (row % kTile == 0) call.first_spans.push_back(call.spans.size());
     auto* table = reinterpret_cast<const Projection*>(handles[row / tokens]);
     size_t ranks = 0;
     for (size_t p = 0; table != nullptr && p < state.layer.count; ++p) ranks += size_t(table[state.layer.first + p].rank);
@@ -114,6 +115,8 @@ OrtStatus* Run(const State& state, OrtKernelContext* context) {
       call.spans.push_back({row, 1, table});
     }
   }
+
+  call.first_spans.push_back(call.spans.size());
 
   // One caller at a time on a thread, and the next operator finds this memory in its cache.
   thread_local std::vector<int8_t> values;
@@ -131,13 +134,12 @@ OrtStatus* Run(const State& state, OrtKernelContext* context) {
     call.down.resize(call.chunks * call.rows * call.ranks);
     auto down = [&](size_t task) { call.RunDown(task); };
     RETURN_IF(ForEach(state, context, call.spans.size() * call.chunks, call.rows * w.k * call.ranks, kAloneProducts, down));
-    call.AddChunks();
+    call.FinishDown();
   }
 
   const size_t groups = w.groups();
   const size_t wanted = std::min(std::max(call.rows * w.n * w.k / kTaskProducts, size_t(1)), size_t(64));
   call.groups_a_task = (groups + wanted - 1) / wanted;
-  if (call.ranks) call.groups_a_task = (call.groups_a_task * kColumns + kBlockB - 1) / kBlockB * kBlockB / kColumns;
   return ForEach(state, context, (groups + call.groups_a_task - 1) / call.groups_a_task, call.rows * w.n * w.k,
                  kAloneProducts, [&](size_t task) { call.RunColumns(task); });
 }

@@ -46,11 +46,40 @@ inline __m256i Dot(__m256i sum, __m256i without_sign, __m256i with_sign) {
 
 inline __m256i Sum(__m256i dots) { return _mm256_madd_epi16(dots, _mm256_set1_epi16(1)); }
 
+// up[g, m, kColumns] = down[m] @ b for `Rows` rows of a tile and `groups` groups of columns, from the one at `group` of
+// b's projection on. `down` [pairs, kTile] has a scale for each row; `up` is [groups, kTile, kColumns].
+template <int Rows>
+inline void Up(const int32_t* down, const float* scales, const int8_t* b, const float* b_scales, size_t pairs,
+               size_t group, size_t groups, float* up) {
+  for (size_t last = group + groups; group < last; ++group, up += kTile * kColumns) {
+    const size_t block = group * kColumns / kBlockB;
+    const int8_t* of_group = b + block * pairs * 2 * kBlockB + group * kColumns % kBlockB * 2;
+    __m256 sums[Rows];
+    for (int m = 0; m < Rows; ++m) sums[m] = _mm256_setzero_ps();
+    for (size_t begin = 0; begin < pairs; begin += kPairs) {
+      __m256i dots[Rows];
+      for (int m = 0; m < Rows; ++m) dots[m] = _mm256_setzero_si256();
+      for (size_t pair = begin; pair < std::min(begin + kPairs, pairs); ++pair, of_group += 2 * kBlockB) {
+        const __m256i both = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group)));
+        const int32_t* from = down + pair * kTile;
+        for (int m = 0; m < Rows; ++m)
+          dots[m] = _mm256_add_epi32(dots[m], _mm256_madd_epi16(both, _mm256_set1_epi32(from[m])));
+      }
+      for (int m = 0; m < Rows; ++m) {
+        const __m256 scale = _mm256_mul_ps(_mm256_set1_ps(b_scales[block]), _mm256_broadcast_ss(scales + m));
+        sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[m]), scale, sums[m]);
+      }
+    }
+    for (int m = 0; m < Rows; ++m) _mm256_storeu_ps(up + m * kColumns, sums[m]);
+  }
+}
+
 // y[m, columns of `group`] for the first `Rows` rows of a tile; y points at the first column of the first row. Adds up
-// `runs` runs of K from run `begin` on, the first ones of which begin y; whole blocks.
+// `runs` runs of K from run `begin` on, the first ones of which begin y; whole blocks. `up` [kTile, kColumns], if there
+// is any, is added at the end.
 template <int Rows>
 inline void Product(const Weights& w, size_t group, size_t begin, size_t runs, const Tile& tile, float* y,
-                    size_t stride) {
+                    size_t stride, const float* up) {
   const size_t in_block = w.block / kRun, first_block = group * (w.k / w.block) + begin / in_block;
   const uint8_t* data = w.data + (group * (w.k / kRun) + begin) * kRunBytes;
   const float* scales = w.scales + first_block * kColumns;
@@ -88,6 +117,8 @@ inline void Product(const Weights& w, size_t group, size_t begin, size_t runs, c
       a_sums += kTile;
     }
   }
+  if (up != nullptr)
+    for (int m = 0; m < Rows; ++m) sums[m] = _mm256_add_ps(sums[m], _mm256_loadu_ps(up + m * kColumns));
   for (int m = 0; m < Rows; ++m) _mm256_storeu_ps(y + m * stride, sums[m]);
 }
 
@@ -131,40 +162,6 @@ inline void Down(const Tile& tile, const int8_t* a, const float* scales, size_t 
   const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
   for (int m = 0; m < Rows; ++m)  // two neighbours are halves of one rank
     _mm256_storeu_ps(down + m * step, _mm256_permutevar8x32_ps(_mm256_hadd_ps(sums[m][0], sums[m][1]), order));
-}
-
-inline __m256 Widen(const int8_t* from) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
-}
-
-// y[m, columns] += down[m, rank] @ b[rank, columns] for `Rows` rows; down has b's scales in it, its rows are `step`
-// apart, those of b `width`, those of y `stride`. `columns` is a multiple of 8. `ahead` bytes behind is what comes next.
-template <int Rows>
-inline void Up(const float* down, size_t step, size_t rank, const int8_t* b, size_t width, float* y, size_t stride,
-               size_t columns, size_t ahead) {
-  size_t n = 0;
-  for (; n + 16 <= columns; n += 16) {
-    __m256 sums[Rows][2];
-    for (int m = 0; m < Rows; ++m)
-      for (int i = 0; i < 2; ++i) sums[m][i] = _mm256_loadu_ps(y + m * stride + n + 8 * i);
-    for (size_t r = 0; r < rank; ++r) {
-      _mm_prefetch(b + r * width + n + ahead, _MM_HINT_T0);
-      const __m256 values[2] = {Widen(b + r * width + n), Widen(b + r * width + n + 8)};
-      for (int m = 0; m < Rows; ++m) {
-        const __m256 value = _mm256_broadcast_ss(down + m * step + r);
-        for (int i = 0; i < 2; ++i) sums[m][i] = _mm256_fmadd_ps(value, values[i], sums[m][i]);
-      }
-    }
-    for (int m = 0; m < Rows; ++m)
-      for (int i = 0; i < 2; ++i) _mm256_storeu_ps(y + m * stride + n + 8 * i, sums[m][i]);
-  }
-  if (n == columns) return;
-  for (int m = 0; m < Rows; ++m) {
-    __m256 sum = _mm256_loadu_ps(y + m * stride + n);
-    for (size_t r = 0; r < rank; ++r)
-      sum = _mm256_fmadd_ps(_mm256_broadcast_ss(down + m * step + r), Widen(b + r * width + n), sum);
-    _mm256_storeu_ps(y + m * stride + n, sum);
-  }
 }
 
 }  // namespace loraplex

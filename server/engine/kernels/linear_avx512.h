@@ -6,17 +6,6 @@ namespace loraplex {
 
 constexpr size_t kAhead = 4096;  // bytes of weights that are asked for early
 
-// Masks are dear: to store by one costs as much as ten stores, and what is then read of it has to wait.
-constexpr __mmask16 kAll = 0xffff;
-
-inline __m512 Load(const float* from, __mmask16 mask) {
-  return mask == kAll ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask, from);
-}
-inline void Store(float* to, __mmask16 mask, __m512 values) {
-  if (mask == kAll) return _mm512_storeu_ps(to, values);
-  _mm512_mask_storeu_ps(to, mask, values);
-}
-
 // Quantize x [k] into a row of a tile: a run's scale is its largest magnitude / 127.
 inline void Quantize(const float* x, size_t k, const Tile& tile, size_t row) {
   for (size_t run = 0; run < k / kRun; ++run, x += kRun) {
@@ -35,11 +24,38 @@ inline void Quantize(const float* x, size_t k, const Tile& tile, size_t row) {
   }
 }
 
+// up[g, m, kColumns] = down[m] @ b for `Rows` rows of a tile and `groups` groups of columns, from the one at `group` of
+// b's projection on. `down` [pairs, kTile] has a scale for each row; `up` is [groups, kTile, kColumns].
+template <int Rows>
+inline void Up(const int32_t* down, const float* scales, const int8_t* b, const float* b_scales, size_t pairs,
+               size_t group, size_t groups, float* up) {
+  b += group * pairs * 2 * kBlockB;
+  for (size_t last = group + groups; group < last; ++group, up += kTile * kColumns) {
+    __m512 sums[Rows];
+    for (int m = 0; m < Rows; ++m) sums[m] = _mm512_setzero_ps();
+    for (size_t begin = 0; begin < pairs; begin += kPairs) {
+      __m512i dots[Rows];
+      for (int m = 0; m < Rows; ++m) dots[m] = _mm512_setzero_si512();
+      for (size_t pair = begin; pair < std::min(begin + kPairs, pairs); ++pair, b += 2 * kBlockB) {
+        const __m512i both = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+        const int32_t* from = down + pair * kTile;
+        for (int m = 0; m < Rows; ++m) dots[m] = _mm512_dpwssd_epi32(dots[m], both, _mm512_set1_epi32(from[m]));
+      }
+      for (int m = 0; m < Rows; ++m) {
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(b_scales[group]), _mm512_set1_ps(scales[m]));
+        sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), scale, sums[m]);
+      }
+    }
+    for (int m = 0; m < Rows; ++m) _mm512_storeu_ps(up + m * kColumns, sums[m]);
+  }
+}
+
 // y[m, columns of `group`] for the first `Rows` rows of a tile; y points at the first column of the first row. Adds up
-// `runs` runs of K from run `begin` on, the first ones of which begin y; whole blocks.
+// `runs` runs of K from run `begin` on, the first ones of which begin y; whole blocks. `up` [kTile, kColumns], if there
+// is any, is added at the end.
 template <int Rows>
 inline void Product(const Weights& w, size_t group, size_t begin, size_t runs, const Tile& tile, float* y,
-                    size_t stride) {
+                    size_t stride, const float* up) {
   const size_t in_block = w.block / kRun, first_block = group * (w.k / w.block) + begin / in_block;
   const uint8_t* data = w.data + (group * (w.k / kRun) + begin) * kRunBytes;
   const float* scales = w.scales + first_block * kColumns;
@@ -48,9 +64,7 @@ inline void Product(const Weights& w, size_t group, size_t begin, size_t runs, c
   const float *a_scales = tile.scales + begin * kTile, *a_sums = tile.sums + begin * kTile;
   const __m512i low = _mm512_set1_epi8(15);
   __m512 sums[Rows];
-  const __mmask16 mask = __mmask16((1u << std::min(w.n - group * kColumns, kColumns)) - 1);
-  for (int m = 0; m < Rows; ++m)
-    sums[m] = begin == 0 ? _mm512_setzero_ps() : Load(y + m * stride, mask);
+  for (int m = 0; m < Rows; ++m) sums[m] = begin == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(y + m * stride);
   for (size_t b = 0; b < runs / in_block; ++b, scales += kColumns, zeros += kColumns) {
     const __m512 scale = _mm512_loadu_ps(scales);
     const __m512i zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(zeros)));
@@ -80,7 +94,9 @@ inline void Product(const Weights& w, size_t group, size_t begin, size_t runs, c
       a_sums += kTile;
     }
   }
-  for (int m = 0; m < Rows; ++m) Store(y + m * stride, mask, sums[m]);
+  if (up != nullptr)
+    for (int m = 0; m < Rows; ++m) sums[m] = _mm512_add_ps(sums[m], _mm512_loadu_ps(up + m * kColumns));
+  for (int m = 0; m < Rows; ++m) _mm512_storeu_ps(y + m * stride, sums[m]);
 }
 
 // down[m, 8] = x[m] @ a[8] over `count` values of K for `Rows` rows of a tile, whose first run and row `tile` points at.
@@ -122,41 +138,6 @@ inline void Down(const Tile& tile, const int8_t* a, const float* scales, size_t 
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0);
     _mm256_storeu_ps(down + m * step, _mm512_castps512_ps256(_mm512_permutexvar_ps(even, both)));
   }
-}
-
-inline __m512 Widen(const int8_t* from, __mmask16 mask) {
-  const __m128i bytes = mask == kAll ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(from))
-                                     : _mm_maskz_loadu_epi8(mask, from);
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
-
-template <int Rows, int Vectors>
-inline void UpVectors(const float* down, size_t step, size_t rank, const int8_t* b, size_t width, float* y,
-                      size_t stride, __mmask16 mask, size_t ahead) {
-  __m512 sums[Rows][Vectors];
-  for (int m = 0; m < Rows; ++m)
-    for (int i = 0; i < Vectors; ++i) sums[m][i] = Load(y + m * stride + 16 * i, mask);
-  for (size_t r = 0; r < rank; ++r, b += width) {
-    _mm_prefetch(b + ahead, _MM_HINT_T0);
-    for (int i = 0; i < Vectors; ++i) {
-      const __m512 values = Widen(b + 16 * i, mask);
-      for (int m = 0; m < Rows; ++m)
-        sums[m][i] = _mm512_fmadd_ps(_mm512_set1_ps(down[m * step + r]), values, sums[m][i]);
-    }
-  }
-  for (int m = 0; m < Rows; ++m)
-    for (int i = 0; i < Vectors; ++i) Store(y + m * stride + 16 * i, mask, sums[m][i]);
-}
-
-// y[m, columns] += down[m, rank] @ b[rank, columns] for `Rows` rows; down has b's scales in it, its rows are `step`
-// apart, those of b `width`, those of y `stride`. `columns` is a multiple of 8. `ahead` bytes behind is what comes next.
-template <int Rows>
-inline void Up(const float* down, size_t step, size_t rank, const int8_t* b, size_t width, float* y, size_t stride,
-               size_t columns, size_t ahead) {
-  size_t n = 0;
-  for (; n + 64 <= columns; n += 64) UpVectors<Rows, 4>(down, step, rank, b + n, width, y + n, stride, kAll, ahead);
-  for (; n < columns; n += 16)
-    UpVectors<Rows, 1>(down, step, rank, b + n, width, y + n, stride, n + 16 <= columns ? kAll : __mmask16(0xff), ahead);
 }
 
 }  // namespace loraplex

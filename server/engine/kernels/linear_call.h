@@ -15,10 +15,9 @@ constexpr size_t kMaxProjections = 8;
 constexpr size_t kRowBlock = 64;            // rows whose activations stay in the cache while weights pass
 constexpr size_t kRunsAtOnce = 64;          // of K that a product adds up before the next group's turn,
 constexpr size_t kNear = 20 << 10;          // if more activations than these of a tile would leave the nearest cache
-constexpr size_t kGroupsAtOnce = kBlockB / kColumns;
+constexpr size_t kGroupsAtOnce = 64 / kColumns;
+constexpr size_t kUp = kGroupsAtOnce * kTile * kColumns;  // values that adapters add to these columns of a tile
 constexpr size_t kChunk = 4 * kBlockA;      // values of K that a task adds up for A
-constexpr size_t kUpRows = 4;               // rows that B is read for at once
-constexpr size_t kUpRanks = 256;            // ranks that B is read for at once
 
 // The weights, and which projections of an adapter they are packed of: `count` from the one at `first` on, which end at
 // these columns.
@@ -26,6 +25,12 @@ struct Layer {
   Weights weights;
   size_t first, count, ends[kMaxProjections]{};
   std::shared_ptr<uint8_t> memory{};
+
+  // Which projection a group of columns is of, and the group that this one begins with.
+  size_t projection(size_t group) const {
+    return size_t(std::upper_bound(ends, ends + count, group * kColumns) - ends);
+  }
+  size_t first_group(size_t projection) const { return projection == 0 ? 0 : ends[projection - 1] / kColumns; }
 };
 
 // `function(count)` with rows, at most Most, as a constant.
@@ -52,7 +57,10 @@ struct Call {
   size_t chunks = 0;
   std::vector<Tile> tiles{};
   std::vector<Span> spans{};                   // of rows that have an adapter
-  std::vector<float> down{};                   // [chunks, rows, ranks]; after AddChunks the first chunk has the sum
+  std::vector<size_t> first_spans{};           // of each tile; and the end
+  std::vector<float> down{};                   // [chunks, rows, ranks]; after FinishDown the first chunk has the sum
+  std::vector<int32_t> rounded{};              // [tiles, ranks / 2, kTile] pairs of 16 bits
+  std::vector<float> rounded_scales{};         // [projections, rows]
   size_t groups_a_task = 0;
 
   void QuantizeRow(size_t row) const {
@@ -77,70 +85,105 @@ struct Call {
     }
   }
 
-  void AddChunks() {
+  // Add up what RunDown left, and round it.
+  void FinishDown() {
     const size_t size = rows * ranks;
     for (size_t chunk = 1; chunk < chunks; ++chunk)
       for (size_t i = 0; i < size; ++i) down[i] += down[chunk * size + i];
+    rounded.resize(tiles.size() * kTile * ranks / 2);
+    rounded_scales.resize(layer.count * rows);
+    for (const Span& span : spans)
+      for (size_t row = span.row; row < span.row + span.rows; ++row) {
+        const float* from = down.data() + row * ranks;
+        int32_t* to = rounded.data() + row / kTile * (kTile * ranks / 2) + row % kTile;
+        for (size_t p = 0; p < layer.count; ++p) {
+          const size_t rank = size_t(span.adapter[layer.first + p].rank);
+          rounded_scales[p * rows + row] = Round(from, rank, to);
+          from += rank;
+          to += rank / 2 * kTile;
+        }
+      }
   }
 
   void RunColumns(size_t task) const {
     const Weights& w = layer.weights;
     const size_t first = task * groups_a_task, last = std::min(first + groups_a_task, w.groups());
     for (size_t begin = first, end; begin < last; begin = end) {
-      end = std::min(begin + kGroupsAtOnce, last);
-      const size_t left = begin * kColumns, right = std::min(end * kColumns, w.n);
+      // A lone row waits for its weights alone: the less there is between them the better.
+      end = std::min(begin + (rows == 1 ? 1 : kGroupsAtOnce), last);
+      if (ranks != 0) end = std::min(end, layer.ends[layer.projection(begin)] / kColumns);
       for (size_t block = 0; block < rows; block += kRowBlock) RunProducts(begin, end, block);
-      for (const Span& span : spans)
-        for (size_t row = 0; row < span.rows; row += kUpRows)
-          RunUp({span.row + row, std::min(kUpRows, span.rows - row), span.adapter}, left, right);
     }
   }
 
-  // The base's share of y, for at most kRowBlock rows. What is added up of K at once stays in the nearest cache.
+  // Groups begin .. end of one projection, for at most kRowBlock rows. What is added up of K at once stays in the nearest
+  // cache. What adapters add is computed first, for all groups, and kept aside: to find them between products costs more.
   void RunProducts(size_t begin, size_t end, size_t block) const {
     const Weights& w = layer.weights;
     const size_t last = std::min(block + kRowBlock, rows), in_block = w.block / kRun;
     const bool whole = std::min(rows, kTile) * w.k <= kNear || in_block > kRunsAtOnce;
     const size_t most = whole ? w.k / kRun : kRunsAtOnce / in_block * in_block;
+    float up[kRowBlock / kTile * kUp];
+    Ahead ahead;
+    if (ranks != 0) {
+      for (size_t row = block; row < last; row += kTile)
+        RunUp(row / kTile, begin, end, up + (row - block) / kTile * kUp);
+      if (rows != 1) Plan(begin, end, block, last, &ahead);
+    }
     for (size_t run = 0, runs; run < w.k / kRun; run += runs) {
       runs = std::min(most, w.k / kRun - run);
+      const bool ends = ranks != 0 && run + runs == w.k / kRun;
       for (size_t group = begin; group < end; ++group)
         for (size_t row = block; row < last; row += kTile) {
+          const size_t tile = row / kTile;
           float* to = y + row * w.n + group * kColumns;
-          const Tile& tile = tiles[row / kTile];
-          WithRows<kTile>(last - row, [&](auto m) { Product<m>(w, group, run, runs, tile, to, w.n); });
+          const float* of_tile = up + (row - block) / kTile * kUp + (group - begin) * kTile * kColumns;
+          const float* adds = ends && first_spans[tile] != first_spans[tile + 1] ? of_tile : nullptr;
+          if (ranks != 0) ahead.Ask();
+          WithRows<kTile>(last - row, [&](auto m) { Product<m>(w, group, run, runs, tiles[tile], to, w.n, adds); });
         }
     }
   }
 
-  // Columns begin .. end of the layer, for at most kUpRows rows.
-  void RunUp(const Span& span, size_t begin, size_t end) const {
-    const size_t n = layer.weights.n;
-    float scaled[kUpRows * kUpRanks];
-    const float* from = down.data() + span.row * ranks;
-    for (size_t p = 0, start = 0; p < layer.count; start = layer.ends[p++]) {
+  // What adapters add to groups begin .. end of a tile, to `up` [groups, kTile, kColumns].
+  void RunUp(size_t tile, size_t begin, size_t end, float* up) const {
+    const size_t p = layer.projection(begin), group = begin - layer.first_group(p);
+    size_t alone = std::min(kTile, rows - tile * kTile);
+    for (size_t i = first_spans[tile]; i < first_spans[tile + 1]; ++i)
+      if (spans[i].adapter[layer.first + p].rank != 0) alone -= spans[i].rows;
+    if (alone != 0) std::fill_n(up, (end - begin) * kTile * kColumns, 0.0f);
+    for (size_t i = first_spans[tile]; i < first_spans[tile + 1]; ++i) {
+      const Span& span = spans[i];
       const Projection& projection = span.adapter[layer.first + p];
-      const size_t width = layer.ends[p] - start, rank = size_t(projection.rank);
-      // Blocks of B begin where its projection does, tasks wherever.
-      for (size_t left = std::max(start, begin), right; left < std::min(layer.ends[p], end); left = right) {
-        const size_t block = (left - start) / kBlockB, first = block * kBlockB;
-        const size_t block_width = std::min(kBlockB, width - first);
-        right = std::min(start + first + block_width, end);
-        float* to = y + span.row * n + left;
-        for (size_t r = 0; r < rank; r += kUpRanks) {
-          const size_t count = std::min(kUpRanks, rank - r);
-          const int8_t* whole = projection.b + first * rank + block * rank * sizeof(float);
-          const auto* scales = reinterpret_cast<const float*>(whole) + r;
-          for (size_t m = 0; m < span.rows; ++m)
-            for (size_t i = 0; i < count; ++i) scaled[m * kUpRanks + i] = from[m * ranks + r + i] * scales[i];
-          const int8_t* b = whole + rank * sizeof(float) + r * block_width + (left - start - first);
-          WithRows<kUpRows>(span.rows, [&](auto m) {
-            Up<m>(scaled, kUpRanks, count, b, block_width, to, n, right - left, rank * (kBlockB + sizeof(float)));
-          });
-        }
-      }
-      from += rank;
+      const size_t pairs = size_t(projection.rank) / 2, row = span.row % kTile;
+      if (pairs == 0) continue;
+      size_t at = tile * ranks / 2;
+      for (size_t before = 0; before < p; ++before) at += size_t(span.adapter[layer.first + before].rank) / 2;
+      const int32_t* from = rounded.data() + at * kTile + row;
+      const float* scales = rounded_scales.data() + p * rows + span.row;
+      WithRows<kTile>(span.rows, [&](auto m) {
+        Up<m>(from, scales, projection.b, projection.b_scales, pairs, group, end - begin, up + row * kColumns);
+      });
     }
+  }
+
+  // Of each adapter, the B of the groups that follow, and of what the next layer begins with as much as of this one is
+  // done.
+  void Plan(size_t begin, size_t end, size_t block, size_t last, Ahead* ahead) const {
+    const size_t groups = layer.weights.groups(), after = std::min(end + kGroupsAtOnce, groups);
+    const size_t first_tile = block / kTile, last_tile = (last + kTile - 1) / kTile;
+    for (size_t i = first_spans[first_tile]; i < first_spans[last_tile]; ++i) {
+      const Projection* adapter = spans[i].adapter;
+      if (i != 0 && spans[i - 1].adapter == adapter) continue;
+      if (end < groups) {
+        const size_t p = layer.projection(end), of_group = size_t(adapter[layer.first + p].rank) * kColumns;
+        ahead->Add(adapter[layer.first + p].b + (end - layer.first_group(p)) * of_group, (after - end) * of_group);
+      }
+      const Projection& next = adapter[layer.first + layer.count];
+      const size_t bytes = size_t(next.b - next.a);
+      ahead->Add(next.a + bytes * begin / groups, bytes * end / groups - bytes * begin / groups);
+    }
+    ahead->Spread((end - begin) * (last_tile - first_tile));
   }
 };
 
