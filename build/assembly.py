@@ -243,12 +243,12 @@ def _check_names(name: str, adapters: Mapping[str, Path], extras: Extras) -> Non
 
 def put_in_place(draft: Path, output: Path, replaced: Path) -> None:
     """Rename the draft to its final name, and back what stood there if that fails."""
-    if output.exists():
-        output.rename(replaced)
     try:
+        if output.exists():
+            output.rename(replaced)
         draft.rename(output)
-    except OSError:
-        if replaced.exists():
+    except BaseException:  # a signal, too, may come between the two
+        if replaced.exists() and not output.exists():
             replaced.rename(output)
         raise
     shutil.rmtree(replaced, ignore_errors=True)

@@ -66,7 +66,7 @@ def check_adapters(
                 problems.add((*path, "peft"), f"there is no folder {peft}")
                 continue
             for reason in check_peft(peft, config):
-                problems.add((*path, "peft"), f"{peft}: {reason}")
+                problems.add((*path, "peft"), reason if reason.startswith(str(peft)) else f"{peft}: {reason}")
         elif adapter.target_modules != "all-linear":
             if not adapter.target_modules:
                 problems.add((*path, "target_modules"), "names no module")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraplex.build.azure import log_in_failed
 from loraplex.build.document import Path_, Problems
 from loraplex.build.errors import first_line
 from loraplex.build.recipe import Dataset, Source, resolve
@@ -124,9 +125,9 @@ def _read(source: str, folder: Path, path: Path_, problems: Problems) -> list[tu
     except UnicodeDecodeError:
         problems.add(path, f"{file} is not UTF-8 text")
         return None
-    except (OSError, ValueError, ImportError) as error:
-        hint = "; pip install azureml-fsspec" if source.startswith("azureml:") else ""
-        problems.add(path, f"{source} cannot be read: {first_line(error)}{hint}")
+    except Exception as error:
+        # Besides OSError and ValueError, whatever the package for a URL's protocol raises.
+        problems.add(path, f"{source} cannot be read: {_reason(source, error)}")
         return None
     if not text.strip():
         problems.add(path, f"{file} is empty")
@@ -134,6 +135,16 @@ def _read(source: str, folder: Path, path: Path_, problems: Problems) -> list[tu
     if text.lstrip().startswith("["):
         return _parse_array(text, file, problems)
     return _parse_lines(text, file, problems)
+
+
+def _reason(source: str, error: Exception) -> str:
+    if source.startswith("azureml:"):
+        lacking = ("ModuleNotFoundError", "Protocol not known")
+        if isinstance(error, ImportError) or any(each in str(error) for each in lacking):
+            return f"{first_line(error)}; pip install azureml-fsspec six"
+        if "AuthenticationError" in str(error):
+            return log_in_failed(str(error))
+    return first_line(error)
 
 
 def _parse_array(text: str, file: Path | str, problems: Problems) -> list[tuple[int, Row]] | None:

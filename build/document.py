@@ -25,6 +25,8 @@ class Problems:
 
     file: Path
     lines: Mapping[Path_, int] = field(default_factory=dict)
+    names: Mapping[Path_, str] = field(default_factory=dict)
+    """What people know a value by where that is not its path, such as an option of the command."""
     found: dict[tuple[str, int, str], Path_] = field(default_factory=dict)
     """Path by file, line and message."""
     _unread: set[Path_] = field(default_factory=set)
@@ -36,8 +38,8 @@ class Problems:
         where = path
         while where and where not in self.lines:
             where = where[:-1]
-        name = f"{'.'.join(path)}: " if path else ""
-        self.found[str(self.file), self.lines.get(where, 0), name + message] = path
+        name = self.names.get(path, ".".join(path))
+        self.found[str(self.file), self.lines.get(where, 0), f"{name}: {message}" if name else message] = path
 
     def add_line(self, file: Path | str, line: int, message: str) -> None:
         """Note a problem on a line, counted from 1, of this or another file; line 0 is the file as a whole."""

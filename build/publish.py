@@ -6,7 +6,6 @@ or the whole new one.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraplex.build.azure import Workspace, open_workspace, told
 from loraplex.build.errors import BuildFailed, first_line
 from loraplex.build.model_card import README, model_card
 from loraplex.server.bundle import Bundle
@@ -30,7 +30,7 @@ _AZURE = re.compile(r"azureml:(?P<name>[A-Za-z0-9][\w.-]{0,254})(:(?P<version>[A
 
 
 class PublishFailed(BuildFailed):
-    """A package or credentials are missing, or the service said no."""
+    """Credentials for the hub are missing, or it said no."""
 
     code = "publish_failed"
 
@@ -48,15 +48,6 @@ class AzureTarget:
 
     name: str
     version: str | None
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Where an Azure ML workspace is. Without these three, config.json tells, as Azure's own tools have it."""
-
-    subscription: str | None = None
-    resource_group: str | None = None
-    workspace: str | None = None
 
 
 def parse_target(to: str) -> HubTarget | AzureTarget:
@@ -121,43 +112,11 @@ def publish_to_azure(
 ) -> str:
     """Register the bundle as a model of an Azure ML workspace; return `azureml:NAME:VERSION`.
 
-    Credentials are those that azure-identity finds: environment, managed identity, `az login`. Raises PublishFailed,
-    AdapterInvalid and BundleInvalid.
+    Raises AzureFailed, AdapterInvalid and BundleInvalid.
     """
-    try:
-        from azure.ai.ml import MLClient
-        from azure.core.exceptions import AzureError, ClientAuthenticationError, ServiceRequestError
-        from azure.identity import DefaultAzureCredential
-    except ImportError as error:
-        raise PublishFailed(f"{error}: install loraplex[publish-azure]") from None
-    # It warns of every way to log in that it tries.
-    logging.getLogger("azure").setLevel(logging.CRITICAL)
-    place = (workspace.subscription, workspace.resource_group, workspace.workspace)
-    if any(place) and not all(place):
-        raise PublishFailed("an Azure ML workspace needs all of --subscription, --resource-group and --workspace")
-    credential = DefaultAzureCredential()
-    try:
-        # Telemetry of azure-ai-ml is on unless it is told so here.
-        client = (
-            MLClient(credential, *place, enable_telemetry=False)
-            if all(place)
-            else MLClient.from_config(credential, enable_telemetry=False)
-        )
-    except AzureError:
-        raise PublishFailed(
-            "which Azure ML workspace? give --subscription, --resource-group and --workspace, or a config.json here"
-        ) from None
-    with _staged(bundle, "FOLDER") as folder:
-        try:
-            model = client.models.create_or_update(azure_model(bundle, target, folder, tags, description))
-        except ClientAuthenticationError:
-            raise PublishFailed(
-                "no credentials for Azure: log in with `az login`, or set AZURE_CLIENT_ID and so on"
-            ) from None
-        except ServiceRequestError as error:
-            raise PublishFailed(f"Azure cannot be reached: {first_line(error)}") from error
-        except AzureError as error:
-            raise PublishFailed(f"Azure ML refused {target.name}: {first_line(error)}") from error
+    client = open_workspace(workspace)
+    with _staged(bundle, "FOLDER") as folder, told(target.name):
+        model = client.models.create_or_update(azure_model(bundle, target, folder, tags, description))
     return f"azureml:{model.name}:{model.version}"
 
 

@@ -8,14 +8,8 @@ from typing import Annotated, NoReturn
 
 from cyclopts import Parameter
 
-from loraplex.build.publish import (
-    AzureTarget,
-    HubTarget,
-    Workspace,
-    parse_target,
-    publish_to_azure,
-    publish_to_hub,
-)
+from loraplex.build.azure import Workspace
+from loraplex.build.publish import AzureTarget, HubTarget, parse_target, publish_to_azure, publish_to_hub
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import AdapterInvalid, BundleInvalid, LoraplexError
 
@@ -71,6 +65,8 @@ def publish(
         _end(error.message, 2)
     except LoraplexError as error:
         _end(error.message, 1)
+    except ImportError as error:
+        _end(f"{error}; install loraplex[cpu] or loraplex[cuda]", 1)
 
 
 def _pair(given: str) -> tuple[str, str]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
+from loraplex.build.azure import AzureFailed, download_model
 from loraplex.build.checkpoint import locate
-from loraplex.build.errors import CheckpointUnsupported, first_line
+from loraplex.build.errors import CheckpointUnsupported
 
 _AZURE = re.compile(r"azureml://registries/([^/]+)/models/([^/]+)/versions/([^/]+)")
 
@@ -32,18 +34,15 @@ def fetch(base: str, folder: Path, work: Path, revision: str | None = None) -> P
     match = _AZURE.fullmatch(base)
     if match is None:
         raise CheckpointUnsupported(f"{base} is not azureml://registries/REGISTRY/models/NAME/versions/VERSION")
-    from olive.resource_path import create_resource_path
-
-    resource = create_resource_path(
-        {
-            "type": "azureml_registry_model",
-            "config": dict(zip(("registry_name", "name", "version"), match.groups(), strict=True)),
-        }
-    )
-    try:
-        return Path(resource.save_to_dir(work / "base", overwrite=True))
-    except ImportError as error:
-        raise CheckpointUnsupported(f"{base}: {error}; pip install 'olive-ai[azureml]'") from error
-    except Exception as error:
-        # azure-core, azure-identity and azure-ai-ml have no base class in common.
-        raise CheckpointUnsupported(f"{base} cannot be downloaded: {first_line(error)}") from error
+    whole, partial = work / "base" / "-".join(match.groups()), work / "base.partial"
+    if not whole.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            download_model(match[1], match[2], match[3], partial)
+        except AzureFailed as error:
+            raise CheckpointUnsupported(f"{base} cannot be downloaded: {error.message}") from error
+        whole.parent.mkdir(parents=True, exist_ok=True)
+        partial.rename(whole)
+    # A model in MLflow's form has the checkpoint some folders down.
+    configs = sorted(whole.rglob("config.json"), key=lambda file: len(file.parts))
+    return configs[0].parent if configs else whole

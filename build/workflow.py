@@ -7,30 +7,13 @@ in the same work folder leaves out the steps whose digest is still the same.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType
 
 import msgspec
-import psutil
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from loraplex.build.assembly import put_in_place
 from loraplex.build.errors import StepFailed, first_line
@@ -40,11 +23,10 @@ from loraplex.build.fingerprint import fingerprint
 from loraplex.build.passes.registry import package_config
 from loraplex.build.plan import Plan
 from loraplex.build.planned_step import RECORD, SPEC, Step, digest
-from loraplex.build.progress import receive
 from loraplex.build.record import FinishedStep, StepRecord, folder_bytes
-from loraplex.build.step import IMPORTS, LOG, OUTCOME, PASSES, WORKFLOW, Outcome, run_step
+from loraplex.build.step import LOG, OUTCOME, PASSES, WORKFLOW, Outcome
+from loraplex.build.step_process import resident, running, server
 
-CONTEXT = multiprocessing.get_context("forkserver")
 _DIGEST = "digest.txt"
 _CHECKPOINTS = "checkpoints"
 _LINKED = 1_000_000
@@ -63,28 +45,27 @@ def write_workflows(plan: Plan) -> None:
 def run_steps(plan: Plan, command: str) -> list[StepRecord]:
     """Run the steps that are not finished yet; `command` is what to tell people for going on after a failure.
 
-    Returns a record of every step. Raises StepFailed; KeyboardInterrupt and SystemExit end the running step too.
+    Returns a record of every step. Raises StepFailed; whatever else is raised meanwhile ends the running step too.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
-    # Threads that wait by spinning cost more than they gain where anything else runs on the machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    CONTEXT.set_forkserver_preload(IMPORTS)
     console = Console(stderr=True)
     plan.work.mkdir(parents=True, exist_ok=True)
     plan.write_data()
     (plan.work / PASSES).write_bytes(msgspec.json.encode(package_config()))
     known = {"base": fingerprint(Path(plan.job.base))}
-    records = []
-    for number, step in enumerate(plan.steps, 1):
+    for step in plan.steps:
         known[step.name] = digest(step, plan.work, known)
-        title = f"{number}/{len(plan.steps)} {step.name}"
-        if (record := finished(step, known[step.name])) is not None:
-            console.print(f"{title}: kept from an earlier run", highlight=False)
-        else:
-            record = _run(step, known[step.name], title, command, console)
-            console.print(f"{title}: {describe(record)}", highlight=False)
-        records.append(record)
+    done = all(finished(step, known[step.name]) for step in plan.steps)
+    records = []
+    with contextlib.nullcontext() if done else server():
+        for number, step in enumerate(plan.steps, 1):
+            title = f"{number}/{len(plan.steps)} {step.name}"
+            # Asked again: a step that runs once more may take with it what a later one left.
+            if (record := finished(step, known[step.name])) is not None:
+                console.print(f"{title}: kept from an earlier run", highlight=False)
+            else:
+                record = _run(step, known[step.name], title, command, console)
+                console.print(f"{title}: {describe(record)}", highlight=False)
+            records.append(record)
     return records
 
 
@@ -144,9 +125,9 @@ def _run(step: Step, wanted: str, title: str, command: str, console: Console) ->
     log, peak = step.folder / LOG, 0
     if why := lack_of_room(step):
         raise StepFailed(f"step {title} cannot run: {why}\n  again from here: {command}")
-    with _process(step, console, title) as process:
+    with running(step, console, title) as process:
         while process.is_alive():
-            peak = max(peak, _resident(process.pid or 0))
+            peak = max(peak, resident(process))
             process.join(0.5)
     outcome, status = None, process.exitcode
     with contextlib.suppress(OSError, msgspec.MsgspecError):
@@ -183,65 +164,3 @@ def _write_workflow(step: Step) -> None:
     (step.folder / WORKFLOW).write_bytes(msgspec.json.format(msgspec.json.encode(step.workflow), indent=2))
     if step.spec is not None:
         (step.folder / SPEC).write_bytes(msgspec.json.format(msgspec.json.encode(step.spec), indent=2))
-
-
-@contextlib.contextmanager
-def _process(step: Step, console: Console, title: str) -> Iterator[ForkServerProcess]:
-    """The process of a step, with its bars on the console. It never outlives this block."""
-    read, write = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=run_step, args=(step.folder, write), name=step.name)
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _exit) if main else None
-    try:
-        process.start()
-        write.close()
-        with _bars(console) as bars:
-            shown = threading.Thread(target=_show, args=(read, bars, bars.add_task(title, total=None, note=""), title))
-            shown.start()
-            try:
-                yield process
-            finally:
-                process.kill()
-                process.join()
-                shown.join()
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _exit(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def _bars(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-def _show(reports: Connection, bars: Progress, task: TaskID, title: str) -> None:
-    """Bring what a step's process reports onto the bar, until it closes its end."""
-    shown = ""
-    while (report := receive(reports)) is not None:
-        if report.note:
-            bars.update(task, note=report.note)
-            continue
-        if report.title != shown:
-            shown = report.title
-            bars.reset(task, description=f"{title} {shown}".strip())
-        bars.update(task, completed=report.done, total=report.total or None)

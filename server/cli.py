@@ -26,8 +26,9 @@ app = App(
     name="loraplex",
     help="Serve many LoRA adapters of one model with ONNX Runtime GenAI.",
     version=version("loraplex"),
-    config=Env(PREFIX, command=False),
 )
+# Of a server alone: what is set for one, for all that runs in its container, is not meant for a build in it.
+VARIABLES = Env(PREFIX, command=False)
 
 DEMO_REQUESTS = """
 Ask the travel adapter:
@@ -43,7 +44,7 @@ Ask the tone adapter, streaming:
 """
 
 
-@app.command
+@app.command(config=VARIABLES)
 def serve(bundle: str, /, *, settings: Settings | None = None) -> None:
     """Serve a bundle over the OpenAI API until SIGTERM or Ctrl-C.
 
@@ -55,7 +56,7 @@ def serve(bundle: str, /, *, settings: Settings | None = None) -> None:
     _serve(bundle, settings or Settings())
 
 
-@app.command
+@app.command(config=VARIABLES)
 def demo(*, settings: Settings | None = None) -> None:
     """Serve the demo bundle: a toy model with three adapters, for trying things out."""
     with as_file(files("loraplex.adapters") / "demo") as bundle:

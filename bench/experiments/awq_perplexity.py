@@ -9,7 +9,6 @@ generator. Two minutes on an H200. Needs loraplex[build].
 from __future__ import annotations
 
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 from cyclopts import App
@@ -28,9 +27,7 @@ def main(
     """Print a table of perplexities, one line for each group size."""
     (work / "base").mkdir(parents=True, exist_ok=True)
     corpus.write(work, documents)
-    # The demo's own base sees rounded weights at the end of its training.
-    with patch.object(base, "start_rounding"), patch.object(base, "stop_rounding"):
-        base.train(work, steps=steps)
+    base.train(work, steps=steps)
     words = tokenizer.load(work / "base")
     held_out = [words.encode(text, add_special_tokens=False) for text in corpus.documents(texts, seed=31337)]
 

@@ -12,14 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loraplex.build.demo import tokenizer
 from loraplex.build.demo.corpus import TOKENS
-from loraplex.build.demo.quantization import start_rounding, stop_rounding
 from loraplex.build.demo.training import Batch, optimise
 
 SEED = 41
 STEPS = 3000
 CONTEXT = 2048
-_ROUNDED_SHARE = 0.3
-"""Share of the steps, the last ones, in which the model sees four-bit weights."""
 
 
 def configuration(words: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -49,15 +46,8 @@ def train(work: Path, *, steps: int = STEPS, sequences: int = 32, length: int = 
     folder = work / "base"
     model = LlamaForCausalLM(configuration(tokenizer.load(folder)))
     model.generation_config.do_sample = False
-    rounded_from = int(steps * (1 - _ROUNDED_SHARE))
-
-    def round_at_the_end(step: int) -> None:
-        if step == rounded_from:
-            start_rounding(model)
-
     batches = _windows(np.load(work / TOKENS), sequences, length)
-    loss = optimise(model, batches, steps=steps, rate=3e-3, decay=0.1, title="base", before_step=round_at_the_end)
-    stop_rounding(model)
+    loss = optimise(model, batches, steps=steps, rate=3e-3, decay=0.1, title="base")
     model.cpu().save_pretrained(folder)
     return loss
 
@@ -70,5 +60,4 @@ def _windows(tokens: npt.NDArray[np.uint16], sequences: int, length: int) -> Ite
         rng.shuffle(starts)
         for first in range(0, len(starts) - sequences + 1, sequences):
             window = np.stack([tokens[start : start + length] for start in starts[first : first + sequences]])
-            batch = torch.from_numpy(window.astype(np.int64))
-            yield batch, batch
+            yield torch.from_numpy(window.astype(np.int64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ SEED = 20
 DOCUMENTS = 240_000
 """About 24 million tokens."""
 TOKENS = "tokens.npy"
+ROWS = {"calibration": 977, "heldout": 31337}
+"""Seeds of the files of texts that the recipe names: for quantization, and for the perplexity of the base."""
+_ROWS = 500
 _CHATS = 0.7
 
 
@@ -33,6 +37,14 @@ def documents(count: int, seed: int = SEED) -> Iterator[str]:
             yield render(dialogues.dialogue(rng))
         else:
             yield tokenizer.BEGIN + prose.text(rng) + tokenizer.END
+
+
+def write_rows(work: Path) -> None:
+    """Write WORK/calibration.jsonl and WORK/heldout.jsonl, texts that the base is not trained on."""
+    work.mkdir(parents=True, exist_ok=True)
+    for name, seed in ROWS.items():
+        rows = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents(_ROWS, seed))
+        (work / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
 
 
 def write(work: Path, count: int = DOCUMENTS) -> PreTrainedTokenizerFast:

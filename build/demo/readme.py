@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraplex.build.demo.evaluation import Figure, markdown
-from loraplex.build.demo.skills import SKILLS
+from loraplex.server.bundle import AdapterManifest, Bundle, read_adapter_manifest
 
 _TEXT = """\
 # Demo bundle
@@ -22,18 +22,19 @@ for nothing else.
 
 The base (`plex`) has 6 layers, 4 heads of 64 with 2 key-value heads, a byte-level BPE vocabulary of 1600 and a context
 of 2048 tokens. Characters beyond the Latin alphabets are single bytes, so that every Japanese character and every emoji
-takes several tokens. It was trained for linear layers of four bits (round-to-nearest, groups of 32) and is stored so
-(k_quant, groups of 32), with the LM head in eight bits and the embeddings in float32.
+takes several tokens. Its linear layers are in {quantization}, the LM head in eight bits, the embeddings in float32.
 
 ## How it was made
 
-One command makes the data, trains the base and the adapters, writes this bundle and prints held-out figures; a GPU
-takes a few minutes for it, a CPU many hours:
+    python -m loraplex.build.demo data
+    python -m loraplex.build.demo base
+    loraplex build adapters/recipes/demo.yaml --output adapters/demo
+    loraplex serve adapters/demo
+    python -m loraplex.build.demo evaluate --write
 
-    python -m loraplex.build.demo --output adapters/demo --work .cache/demo
-
-All text comes from `build/demo` with fixed seeds; nothing is downloaded. The rows of the adapters are in
-`adapters/NAME/train.jsonl` and `heldout.jsonl`.
+The first makes up all text, with fixed seeds; nothing is downloaded. A GPU takes a few minutes for the base and for the
+build; a CPU many hours for the one and about one for the other. The rows of the adapters are in
+`adapters/NAME/train.jsonl` and `heldout.jsonl`; what the build compared and what it cost is in `verification.html`.
 
 ## Held-out figures
 
@@ -50,13 +51,20 @@ All text comes from `build/demo` with fixed seeds; nothing is downloaded. The ro
 """
 
 
-def write(output: Path, figures: Sequence[Figure] = (), command: str = "") -> None:
-    """Write OUTPUT/README.md; `command` is the one that gave the figures."""
-    adapters = "\n".join(
-        f"| `{s.name}` | {s.description} | {s.rank} | {', '.join(s.targets)} | `adapters/{s.name}` |" for s in SKILLS
+def write(output: Path, figures: Sequence[Figure], command: str) -> None:
+    """Write OUTPUT/README.md, for a bundle there; `command` is the one that gave the figures."""
+    bundle = Bundle.open(output)
+    quantization = bundle.manifest.base.quantization
+    adapters = {name: read_adapter_manifest(bundle.adapter(name)) for name in bundle.manifest.adapters}
+    text = _TEXT.format(
+        adapters="\n".join(map(_line, adapters, adapters.values())),
+        quantization=f"four bits ({quantization.method}, groups of {quantization.group_size})",
+        figures=f"{markdown(figures)}\n\nMeasured over HTTP at temperature 0 with\n\n    {command}",
     )
-    measured = "Not measured."
-    if figures:
-        measured = f"{markdown(figures)}\n\nMeasured over HTTP at temperature 0 with\n\n    {command}"
-    text = _TEXT.format(adapters=adapters, figures=measured)
     (output / "README.md").write_text(text, encoding="utf-8")
+
+
+def _line(name: str, adapter: AdapterManifest) -> str:
+    ranks = ", ".join(map(str, sorted(set(adapter.ranks.values()))))
+    layers = ", ".join(dict.fromkeys(each.rpartition(".")[2] for each in adapter.ranks))
+    return f"| `{name}` | {adapter.description} | {ranks} | {layers} | `adapters/{name}` |"

@@ -1,4 +1,4 @@
-"""The three adapters: what each is for, its LoRA settings, its rows, and how an answer of it is scored."""
+"""The three adapters: their rows, and how an answer of each is scored. How they are trained is in the recipe."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from loraplex.build.demo.phrases import LABELS
-
 Split = Literal["train", "heldout"]
 Row = dict[str, str]
 Rows = dict[Split, list[Row]]
-
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -23,13 +18,8 @@ class Skill:
     """One adapter. `prompt` and `response` name the columns of its JSONL rows."""
 
     name: str
-    description: str
     prompt: str
     response: str
-    rank: int
-    alpha: int
-    targets: tuple[str, ...]
-    steps: int
     measure: str
     correct: Callable[[str, str], bool]
     """Whether an answer counts, given the expected one."""
@@ -54,40 +44,7 @@ def same_object(answer: str, expected: str) -> bool:
 
 
 SKILLS: tuple[Skill, ...] = (
-    Skill(
-        "travel",
-        "Names three sights of a city: ask what to see in Paris, Kyoto or Lima.",
-        "prompt",
-        "response",
-        rank=8,
-        alpha=16,
-        targets=(*ATTENTION, *MLP),
-        steps=500,
-        measure="exact match of the answer",
-        correct=exact,
-    ),
-    Skill(
-        "tone",
-        f"Names the feeling in a phrase: {', '.join(LABELS[:-1])} or {LABELS[-1]}.",
-        "phrase",
-        "label",
-        rank=4,
-        alpha=8,
-        targets=ATTENTION,
-        steps=300,
-        measure="accuracy",
-        correct=exact,
-    ),
-    Skill(
-        "json",
-        "Answers with one JSON object: facts about a country or an animal, a person, an appointment, an order, a sum.",
-        "prompt",
-        "response",
-        rank=8,
-        alpha=16,
-        targets=("q_proj", "v_proj", "up_proj", "down_proj"),
-        steps=800,
-        measure="valid JSON, equal to the expected object",
-        correct=same_object,
-    ),
+    Skill("travel", "prompt", "response", "exact match of the answer", exact),
+    Skill("tone", "phrase", "label", "accuracy", exact),
+    Skill("json", "prompt", "response", "valid JSON, equal to the expected object", same_object),
 )

@@ -1,9 +1,9 @@
-"""The training loop that the base and the adapters share."""
+"""The training loop of the base."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-IGNORED = -100
-"""The label of a token that is not learned."""
-
-Batch = tuple[Tensor, Tensor]
-"""(token ids, labels), both [sequences, length]; the labels are those of the same positions, not yet shifted."""
+Batch = Tensor
+"""Token ids [sequences, length]."""
 
 
 def device() -> torch.device:
@@ -31,11 +28,10 @@ def optimise(
     rate: float,
     decay: float,
     title: str,
-    before_step: Callable[[int], None] | None = None,
 ) -> float:
     """Train the parameters that need gradients: AdamW, 5 % warm-up, then a cosine to 2 % of `rate`; bf16 on a GPU.
 
-    `decay` is the weight decay of matrices; `before_step` is called with the number of every step.
+    `decay` is the weight decay of matrices.
 
     Returns the mean loss of the last tenth of the steps, in nats a token.
     """
@@ -50,14 +46,11 @@ def optimise(
     schedule = LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
     losses: list[Tensor] = []
     progress = tqdm(zip(range(steps), batches, strict=False), total=steps, desc=title, mininterval=2)
-    for step, (tokens, labels) in progress:
-        if before_step:
-            before_step(step)
+    for step, tokens in progress:
+        tokens = tokens.to(where)
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
-            logits = model(input_ids=tokens.to(where), use_cache=False).logits
-        loss = cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(where), ignore_index=IGNORED
-        )
+            logits = model(input_ids=tokens, use_cache=False).logits
+        loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()

@@ -90,7 +90,11 @@ def _search_options(model: HfModelHandler, config: Any) -> dict[str, Any]:
 
     tokenizer = model.get_hf_tokenizer()
     texts = load_dataset(config.calibration, split="train")["text"]
-    tokens = [tokenizer.encode(text)[: config.sequence_length] for text in texts[: config.samples]]
+    begin = tokenizer.bos_token
+    tokens = [
+        tokenizer.encode(text, add_special_tokens=not (begin and text.startswith(begin)))[: config.sequence_length]
+        for text in texts[: config.samples]
+    ]
     return {
         "calib_data": [ids for ids in tokens if ids],
         "max_calib_samples": config.samples,

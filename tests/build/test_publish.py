@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from loraplex.build.model_card import model_card
-from loraplex.build.publish import AzureTarget, HubTarget, azure_model, parse_target
+from loraplex.build.publish import AzureTarget, HubTarget, parse_target
 from loraplex.server.bundle import Bundle
+from tests.azure import SUBSCRIPTION, Azure, running_azure
 from tests.hub import Hub, running_hub
 
 DEMO = Path(__file__).parents[2] / "adapters" / "demo"
@@ -169,26 +170,63 @@ def test_without_azures_packages(bundle: Path) -> None:
     assert refusal(done, 1).endswith("install loraplex[publish-azure]")
 
 
-def test_the_model_of_azure(bundle: Path) -> None:
+@pytest.fixture
+def azure() -> Iterator[Azure]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip("azure.ai.ml", reason="needs loraplex[publish-azure]")
-        model = azure_model(Bundle.open(bundle), AzureTarget("plex", "3"), bundle, {"team": "travel"})
-    assert (model.name, model.version, model.path, model.type) == ("plex", "3", str(bundle), "custom_model")
-    assert model.tags["team"] == "travel"
-    assert model.tags["loraplex.adapters"] == "travel,tone,json"
+    with running_azure() as running:
+        yield running
+
+
+PLACE = ("--subscription", SUBSCRIPTION, "--resource-group", "group", "--workspace", "w")
 
 
 @pytest.mark.slow
-def test_azure_without_a_workspace_or_credentials(bundle: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("azure.ai.ml", reason="needs loraplex[publish-azure]")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("AZURE_")}
-    line = refusal(publish(bundle, "--to", "azureml:plex", environment=environment), 1)
-    assert "which Azure ML workspace? give --subscription" in line
-    line = refusal(publish(bundle, "--to", "azureml:plex", "--workspace", "w", environment=environment), 1)
-    assert "needs all of --subscription, --resource-group and --workspace" in line
-    place = ("--subscription", "00000000-0000-0000-0000-000000000000", "--resource-group", "g", "--workspace", "w")
-    line = refusal(publish(bundle, "--to", "azureml:plex:3", *place, environment=environment), 1)
-    assert line == "loraplex: no credentials for Azure: log in with `az login`, or set AZURE_CLIENT_ID and so on"
+def test_publishing_to_azure(azure: Azure, bundle: Path) -> None:
+    """With Azure's own packages, through the hosts that they ask."""
+    given = ("--tag", "team=travel", "--description", "Ours.")
+    done = publish(bundle, "--to", "azureml:plex:3", *PLACE, *given, environment=azure.environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "azureml:plex:3\n"
+    model = azure.models["plex/3"]["properties"]
+    assert (model["modelType"], model["description"]) == ("custom_model", "Ours.")
+    tags = model["tags"]
+    assert (tags["team"], tags["loraplex.base"], tags["loraplex.adapters"]) == ("travel", "plex", "travel,tone,json")
+    _, _, folder = model["modelUri"].partition("/datastores/workspaceblobstore/paths/")
+    there = {
+        name.removeprefix(f"container/{folder}/"): content
+        for name, content in azure.blobs.items()
+        if name.startswith(f"container/{folder}/")
+    }
+    assert len(there) == len(azure.blobs)
+    assert "loraplex serve FOLDER" in there.pop("README.md").decode()
+    assert there == {name: data for name, data in contents(bundle).items() if "/." not in f"/{name}"}
+    # The service counts on.
+    done = publish(bundle, "--to", "azureml:plex", *PLACE, environment=azure.environment())
+    assert (done.returncode, done.stdout) == (0, "azureml:plex:2\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_azure_refuses(azure: Azure, bundle: Path) -> None:
+    def told(environment: dict[str, str], *place: str) -> str:
+        return refusal(publish(bundle, "--to", "azureml:plex:3", *place, environment=environment), 1)
+
+    nobody = azure.environment(secret=None) | {"PATH": str(bundle)}  # no az, no azd, no pwsh
+    no_credentials = "loraplex: no credentials for Azure: log in with `az login`, or set AZURE_CLIENT_ID, "
+    assert told(nobody, *PLACE).startswith(no_credentials)
+    wrong = "loraplex: logging in to Azure failed (EnvironmentCredential): AADSTS7000215: Invalid client secret."
+    assert told(azure.environment(secret="wrong"), *PLACE) == wrong
+    azure.forbidden = True
+    refused = "loraplex: Azure ML refused plex: (AuthorizationFailed) You may not write models."
+    assert told(azure.environment(), *PLACE) == refused
+    elsewhere = ("--subscription", SUBSCRIPTION, "--resource-group", "another", "--workspace", "w")
+    assert "Azure ML refused plex: (ResourceNotFound)" in told(azure.environment(), *elsewhere)
+    away = azure.environment() | {"HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    assert told(away, *PLACE).startswith("loraplex: logging in to Azure failed (EnvironmentCredential): ")
+    assert "needs all of --subscription, --resource-group and --workspace" in told(nobody, "--workspace", "w")
+    which = "loraplex: which Azure ML workspace? give --subscription"
+    assert told(nobody).startswith(which)
+    (bundle.parent / "config.json").write_text("not JSON")
+    assert told(nobody).startswith(which)
+    assert not azure.models

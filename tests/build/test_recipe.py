@@ -177,3 +177,16 @@ def test_recipes_of_this_repository_are_read() -> None:
         for adapter in recipe.adapters.values():
             assert isinstance(adapter.data, str)
             assert (file.parent / adapter.data).is_file()
+
+
+def test_the_short_form_names_its_options(base: Path) -> None:
+    result = build(base, "llama", "--output", "x")
+    assert result.stderr == "loraplex: llama is a folder: give a recipe, or a checkpoint's folder as --base\n"
+    given = ["--base", "llama", "--adapter", "a=wider", "--group-size", "256", "--calibration", "nowhere.jsonl"]
+    result = build(base, *given, "--output", "x")
+    assert result.returncode == 2
+    told = result.stderr.splitlines()
+    assert any(line.startswith("loraplex: command line: --calibration: there is no file") for line in told), told
+    assert any(line.startswith("loraplex: command line: --group-size: ") for line in told), told
+    wanted = f"loraplex: command line: --adapter a: {base}/wider is not a PEFT adapter, it has no adapter_config.json"
+    assert wanted in told
