@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -36,20 +37,19 @@ def the_build(build: subprocess.Popen[str], number: int) -> None:
     build.send_signal(number)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    ("number", "send", "status"),
-    [
-        (signal.SIGINT, everyone, 130),
-        (signal.SIGINT, the_build, 130),
-        (signal.SIGTERM, the_build, 143),
-    ],
+WAYS: tuple[tuple[signal.Signals, Callable[[subprocess.Popen[str], int], None], int], ...] = (
+    (signal.SIGINT, everyone, 130),
+    (signal.SIGINT, the_build, 130),
+    (signal.SIGTERM, the_build, 143),
 )
-def test_a_build_that_is_interrupted_again_and_again(
-    number: signal.Signals, send: Callable[[subprocess.Popen[str], int], None], status: int, tmp_path: Path
-) -> None:
-    """While rows are read, while the libraries are imported for the steps, and in each step."""
+"""What is sent to whom, and the exit status."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_build_that_is_interrupted_again_and_again(tmp_path: Path) -> None:
+    """While rows are read, while the libraries are imported for the steps, and in each step; each way in turn."""
+    ways = itertools.cycle(WAYS)
     prepare(tmp_path, "llama", "awq")
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     del recipe["adapters"]["tone"]
@@ -62,6 +62,7 @@ def test_a_build_that_is_interrupted_again_and_again(
 
     def interrupt(ready: Callable[[subprocess.Popen[str]], bool], recipe: str = "recipe.yaml") -> str:
         """What a build says that is interrupted as soon as it is ready for that."""
+        number, send, status = next(ways)
         build = subprocess.Popen(
             [*COMMAND, recipe],
             cwd=tmp_path,
