@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,3 +47,25 @@ class Adapter:
     """Requests that run or wait under it."""
     used: float | None = None
     """Unix time of the last request for it."""
+
+
+def adapted(
+    base: Model,
+    adapter: Adapter,
+    engine_name: str | None,
+    template: ChatTemplate | ForeignTemplate | None,
+    manifest: AdapterManifest,
+    options: Options,
+) -> Model:
+    """What an adapter makes of the base."""
+    return Model(
+        adapter.name,
+        engine_name,
+        template,
+        (options.sampling, manifest.sampling, *base.sampling),
+        adapter.model.created if adapter.model else int(time.time()),
+        adapter.source,
+        manifest.description if options.description is None else options.description,
+        manifest,
+        options,
+    )

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from loraplex.server.bundle import AdapterManifest, Bundle, Name, inside
+from loraplex.server.bundle import Bundle, Name, inside
 from loraplex.server.conversion import take_over
 from loraplex.server.departures import Departures
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.errors import AdapterBusy, AdapterInvalid, BundleInvalid, InvalidRequest, ModelNotFound
-from loraplex.server.model import Adapter, Model
+from loraplex.server.model import Adapter, Model, adapted
 from loraplex.server.options import Options
 from loraplex.server.store import Store
 from loraplex.server.text.foreign_template import ForeignTemplate
@@ -131,12 +131,10 @@ class Registry:
         """
         self._engine = engine
         kept = self._store.index.adapters
-        self._options = dict(self._store.index.options)
-        sources = {name: kept[name].source for name in kept}
-        for name in (*self._bundle.manifest.adapters, *(kept.keys() - self._bundle.manifest.adapters.keys())):
-            source = sources.get(name) or self._bundle.manifest.adapters[name]
-            adapter = Adapter(name, self._bundle.folder, source)
-            self._adapters[name] = adapter
+        sources = self._bundle.manifest.adapters | {name: kept[name].source for name in kept}
+        self._adapters = {name: Adapter(name, self._bundle.folder, source) for name, source in sources.items()}
+        for name, adapter in self._adapters.items():
+            self._recall(name)
             try:
                 adapter.folder = self._store.folder(name) if name in kept else self._bundle.adapter(name)
                 await self._load(adapter, name)
@@ -176,6 +174,7 @@ class Registry:
         if replaced := self._adapters.get(name):
             self._retire(replaced)
         self._adapters[name] = adapter
+        self._recall(name)
         self._renew(adapter)
         logger.info("adapter %s loaded from %s", name, source)
         await self.departures.settle()
@@ -211,11 +210,9 @@ class Registry:
     async def _set_options(self, name: str, options: Options) -> Adapter:
         if name not in self._adapters:
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
-        taken = {self.base.name, *self._adapters, *self._loading}
-        taken.update(alias for each, found in self._options.items() if each != name for alias in found.aliases)
         if len(set(options.aliases)) < len(options.aliases):
             raise InvalidRequest("aliases has a name twice", param="aliases")
-        if clash := min(taken.intersection(options.aliases), default=None):
+        if clash := min(self._taken(name).intersection(options.aliases), default=None):
             raise InvalidRequest(f"{clash!r} is a model already", param="aliases")
         if options.pinned and not self.options(name).pinned:
             self._check_place(name)
@@ -228,11 +225,26 @@ class Registry:
         self._renew(adapter)
         return adapter
 
+    def _taken(self, name: str) -> set[str]:
+        """The names that an alias of this adapter cannot be."""
+        taken = {self.base.name, *self._adapters, *self._loading}
+        return taken.union(*(found.aliases for each, found in self._options.items() if each != name))
+
+    def _recall(self, name: str) -> None:
+        """Give an adapter the options of an earlier run, without aliases that others took while it was not there."""
+        found = self._store.index.options.get(name)
+        if found is None or name in self._options:
+            return
+        if gone := self._taken(name).intersection(found.aliases):
+            logger.warning("%r is no longer called %s: others are", name, ", ".join(sorted(gone)))
+        aliases = tuple(alias for alias in found.aliases if alias not in gone)
+        self._options[name] = msgspec.structs.replace(found, aliases=aliases)
+
     def _check_place(self, name: str) -> None:
         """Whether one more adapter may be pinned: another must find a place. Raises InvalidRequest."""
         assert self._engine is not None
         places = self._engine.places
-        pinned = sum(found.pinned for each, found in self._options.items() if each in self._adapters)
+        pinned = sum(found.pinned for found in self._options.values())
         if places is not None and pinned + 1 >= places:
             raise InvalidRequest(
                 f"{name!r} cannot be pinned: {pinned} adapters are, of {places} that the model has room for, and one "
@@ -258,37 +270,18 @@ class Registry:
         except BundleInvalid as error:
             raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
-        adapter.model = self._model(adapter, engine_name, template, manifest)
+        adapter.model = adapted(self.base, adapter, engine_name, template, manifest, self.options(adapter.name))
 
     def _renew(self, adapter: Adapter) -> None:
         """Let it have the options of its name as they are now: they may have changed while it was loaded."""
-        if adapter.model and adapter.model.manifest:
-            adapter.model = self._model(adapter, adapter.model.adapter, adapter.model.template, adapter.model.manifest)
-            self._pin(adapter, adapter.model.options.pinned)
+        if (model := adapter.model) and model.manifest:
+            options = self.options(adapter.name)
+            adapter.model = adapted(self.base, adapter, model.adapter, model.template, model.manifest, options)
+            self._pin(adapter, options.pinned)
 
     def _pin(self, adapter: Adapter, pinned: bool) -> None:
         if self._engine and adapter.model and adapter.model.adapter is not None:
             self._engine.pin_adapter(adapter.model.adapter, pinned)
-
-    def _model(
-        self,
-        adapter: Adapter,
-        engine_name: str | None,
-        template: ChatTemplate | ForeignTemplate | None,
-        manifest: AdapterManifest,
-    ) -> Model:
-        options = self.options(adapter.name)
-        return Model(
-            adapter.name,
-            engine_name,
-            template,
-            (options.sampling, manifest.sampling, *self.base.sampling),
-            adapter.model.created if adapter.model else int(time.time()),
-            adapter.source,
-            manifest.description if options.description is None else options.description,
-            manifest,
-            options,
-        )
 
     def _retire(self, adapter: Adapter) -> None:
         """Its place in the model is pinned for those that come after it, not for the requests that it still has."""
