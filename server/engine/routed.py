@@ -22,12 +22,13 @@ from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.engines import Change, Engines
 from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.lane import Lane
+from loraplex.server.engine.lane_beside import LaneBeside
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.packing import Packer
 from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions
 from loraplex.server.engine.routed_sequence import Sequence as Running
 from loraplex.server.engine.slots import Adapter
-from loraplex.server.errors import AdapterInvalid, LoraplexError
+from loraplex.server.errors import LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
@@ -72,12 +73,10 @@ class RoutedLane:
         self.kv_tokens = None
         self.kv_usage = None  # the engine has no call that tells
         self.unsupported = UNSUPPORTED & fallback_unsupported if fallback else UNSUPPORTED
-        self._fallback_unsupported = fallback_unsupported
         self._turn_seconds = turn_seconds
-        self._open_fallback = fallback
-        self._fallback: Lane | None = None
         self._known: dict[str, Adapter] = {}
         self._folders: dict[Adapter, tuple[Path, AdapterManifest]] = {}
+        self._fallback = LaneBeside(fallback, fallback_unsupported, self._folders)
         self._used: dict[Adapter, int] = {}
         self._pinned: set[Adapter] = set()
         self._clock = itertools.count(1)
@@ -109,7 +108,7 @@ class RoutedLane:
             or self._engines.draining
             or self._engines.linking
             or self._engines.next_link(self._wanted, self._waited_for)
-            or (self._fallback and self._fallback.busy)
+            or self._fallback.busy
         )
 
     @property
@@ -136,10 +135,9 @@ class RoutedLane:
         unknown = request.asks_for(UNSUPPORTED)
         engines = self._engines
         cold = adapter is not None and engines.operator is None and adapter not in engines.current.slots
-        able = not request.asks_for(self._fallback_unsupported)
-        if (unknown or cold) and able and (fallback := self._take_fallback()):
-            fallback.submit(request)
-        elif unknown:
+        if (unknown or cold) and self._fallback.take(request):
+            return
+        if unknown:
             problem = f"there is no memory for an engine that has {unknown}"
             self._ended.append(Output(request.sequence, [], error=problem))
         else:
@@ -152,8 +150,7 @@ class RoutedLane:
         for each in (engines.draining, engine):
             if each and each.running and not each.warming:
                 outputs += each.run()
-        if self._fallback and self._fallback.busy:
-            outputs += self._fallback.step()
+        outputs += self._fallback.step()
         if outputs or (engine.running and not engine.warming):
             return outputs
         if engine.cold and not (engines.draining or self._waiting):
@@ -172,15 +169,13 @@ class RoutedLane:
             if engine:
                 engine.close(sequence)
         self._waiting = deque(waiting for waiting in self._waiting if waiting.request.sequence != sequence)
-        if self._fallback:
-            self._fallback.cancel(sequence)
+        self._fallback.cancel(sequence)
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
         """Make a checked adapter available, or replace one: sequences that run go on with the one they began with."""
         adapter = Adapter(name, folder / manifest.file, manifest.sha256, manifest.ranks)
         self.unload_adapter(name)
-        if self._fallback:
-            self._fallback.load_adapter(name, folder, manifest)
+        self._fallback.load_adapter(name, folder, manifest)
         self._known[name] = adapter
         self._folders[adapter] = folder, manifest
         self._used[adapter] = next(self._clock)
@@ -198,8 +193,7 @@ class RoutedLane:
         self._pinned.discard(adapter)
         del self._folders[adapter]
         reading = [self._packer.forget(adapter), self._engines.forget(adapter)]
-        if self._fallback:
-            reading += self._fallback.unload_adapter(name) or ()
+        reading += self._fallback.unload_adapter(name)
         if not any(waiting.adapter == adapter for waiting in self._waiting):
             self._used.pop(adapter, None)
         return [each for each in reading if each]
@@ -214,16 +208,6 @@ class RoutedLane:
         if unknown := request.asks_for(self.unsupported):
             return f"the routed engine has no {unknown}"
         return None
-
-    def _take_fallback(self) -> Lane | None:
-        if self._fallback is None and self._open_fallback and (lane := self._open_fallback()):
-            for adapter, (folder, manifest) in self._folders.items():
-                try:
-                    lane.load_adapter(adapter.name, folder, manifest)
-                except AdapterInvalid as error:  # unloaded, of which the word is on its way, and its file is gone
-                    logger.warning("%s", error.message)
-            self._fallback = lane
-        return self._fallback
 
     def _begin(self, sequence: Running) -> None:
         if sequence.adapter is not None and not self._may_begin(sequence.adapter):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from loraplex.server.engine.lane_beside import LaneBeside
 from loraplex.server.engine.messages import Output, Sampling, Submit
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import RoutedEngine
@@ -132,9 +133,7 @@ def make_lane(clock: list[float], slots: int = SLOTS, prefill: int = 0) -> Route
         "waiting": deque(),
         "held": set(),
         "ended": [],
-        "fallback": None,
-        "open_fallback": None,
-        "fallback_unsupported": frozenset(),
+        "fallback": LaneBeside(None, frozenset(), {}),
         "turn_seconds": TURN,
     }.items():
         setattr(lane, f"_{field}", value)
