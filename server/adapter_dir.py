@@ -12,7 +12,15 @@ from pathlib import Path
 
 from loraplex.server.bundle import ADAPTER_MANIFEST
 from loraplex.server.conversion import PEFT_CONFIG
-from loraplex.server.errors import AdapterBusy, InvalidRequest, LoraplexError, NotReady, StateInvalid
+from loraplex.server.errors import (
+    AdapterBusy,
+    EngineFailed,
+    InvalidRequest,
+    LoraplexError,
+    NotReady,
+    StateInvalid,
+    StorageFailed,
+)
 from loraplex.server.model import Adapter
 from loraplex.server.registry import Registry
 
@@ -20,6 +28,8 @@ logger = logging.getLogger("loraplex.adapters")
 
 PERIOD = 1.0
 """Seconds between two looks."""
+RETRY = 5.0
+"""Seconds before another try after one that failed for want of room on the disk, or of file descriptors."""
 
 Look = tuple[tuple[str, int, int], ...]
 """Name, size and time of change of each file of an adapter."""
@@ -38,7 +48,11 @@ class AdapterDir:
         """What was loaded from here. A name may have come to stand for what somebody loaded by a request."""
         self._missed: set[str] = set()
         """Those of them whose folders are gone, but which are pinned."""
-        self._seeking: dict[str, asyncio.Task[None]] = {}
+        self._taking: dict[str, asyncio.Task[None]] = {}
+        self._later: dict[str, float] = {}
+        """When, in the loop's time, to try again what the disk had no room for."""
+        self._suspects: dict[str, Look] = {}
+        """How those look that the engine died with once: one of them may be what it dies of."""
 
     async def load(self) -> None:
         """Take over everything that is there. Raises StateInvalid where there is no such folder."""
@@ -62,14 +76,15 @@ class AdapterDir:
                 problem = str(error)
             await asyncio.sleep(PERIOD)
 
+    async def close(self) -> None:
+        """End what is under way."""
+        taking = list(self._taking.values())
+        for each in taking:
+            each.cancel()
+        await asyncio.gather(*taking, return_exceptions=True)
+
     async def seek(self, name: str) -> None:
         """Load an adapter that was asked for and is not there yet, if the folder has it."""
-        if name not in self._seeking:
-            self._seeking[name] = asyncio.create_task(self._seek(name), name=f"seek {name}")
-            self._seeking[name].add_done_callback(lambda _: self._seeking.pop(name, None))
-        await asyncio.shield(self._seeking[name])
-
-    async def _seek(self, name: str) -> None:
         try:
             self._registry.check_name(name)
         except InvalidRequest:
@@ -85,6 +100,8 @@ class AdapterDir:
                 await self._take(name, look)
         self._last = found
         self._missed -= found.keys()
+        self._later = {name: at for name, at in self._later.items() if not self._is_time(name)}
+        self._suspects = {name: look for name, look in self._suspects.items() if found.get(name) == look}
         for name in (self._done.keys() | self._ours.keys()) - found.keys():
             if await asyncio.to_thread(_look_at, self._folder / name):
                 continue  # it came, and was asked for, since the look around
@@ -100,11 +117,14 @@ class AdapterDir:
             if name not in self._missed:
                 logger.warning("%s is no longer in %s, but pinned: it stays until it is not", name, self._folder)
             self._missed.add(name)
-        else:
+        elif self._is_time(name):
             try:
                 await self._registry.unload(name)
             except AdapterBusy:
                 return  # next time
+            except StorageFailed as error:
+                self._put_off(name, f"adapter {name} cannot be unloaded: {error.message}")
+                return
             except LoraplexError as error:
                 logger.error("adapter %s cannot be unloaded: %s", name, error.message)
             self._missed.discard(name)
@@ -116,7 +136,18 @@ class AdapterDir:
         return ours is not None and ours.state != "draining" and any(ours is it for it in self._registry.adapters(name))
 
     async def _take(self, name: str, look: Look) -> None:
+        """Load an adapter, or wait for that where it is under way."""
+        if name not in self._taking:
+            self._taking[name] = asyncio.create_task(self._load(name, look), name=f"take {name}")
+            self._taking[name].add_done_callback(lambda _: self._taking.pop(name, None))
+        await asyncio.shield(self._taking[name])
+
+    async def _load(self, name: str, look: Look) -> None:
+        if not self._is_time(name):
+            return
         if self._registry.is_loaded(name) and not self._is_ours(name):
+            if any(each.state == "loading" for each in self._registry.adapters(name)):
+                return  # by a request, which may fail: next time
             self._done[name] = look
             logger.warning("%s in %s is not loaded: there is an adapter of this name", name, self._folder)
             return
@@ -125,9 +156,26 @@ class AdapterDir:
             self._ours[name] = await self._registry.load(name, folder, source=str(folder), keep=False)
         except (AdapterBusy, NotReady):
             return  # next time
+        except StorageFailed as error:
+            self._put_off(name, error.message)
+            return
+        except OSError as error:
+            self._put_off(name, f"adapter {name} cannot be loaded: {error}")
+            return
         except LoraplexError as error:
             logger.error("adapter refused: %s", error.message)
+            if isinstance(error, EngineFailed) and self._suspects.get(name) != look:
+                self._suspects[name] = look
+                return  # once more
         self._done[name] = look
+
+    def _put_off(self, name: str, problem: str) -> None:
+        logger.error("%s; trying again every %.0f s", problem, RETRY)
+        self._later[name] = asyncio.get_running_loop().time() + RETRY
+
+    def _is_time(self, name: str) -> bool:
+        """Whether nothing that was to be done with this name has been put off."""
+        return asyncio.get_running_loop().time() >= self._later.get(name, 0)
 
 
 def _look_into(folder: Path) -> dict[str, Look]:
@@ -137,9 +185,9 @@ def _look_into(folder: Path) -> dict[str, Look]:
 
 def _look_at(folder: Path) -> Look:
     """Empty where there is no adapter."""
-    if not folder.is_dir() or folder.name.startswith(".") or folder.is_symlink():
-        return ()
     try:
+        if not folder.is_dir() or folder.name.startswith(".") or folder.is_symlink():
+            return ()
         files = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
     except OSError:  # it went while it was looked at
         return ()

@@ -1,13 +1,19 @@
-"""Pure ASGI middleware: every request has an id, which the answer carries, a record, a log line and a trace."""
+"""Pure ASGI middleware: every request has an id, which the answer carries, a record, a log line and a trace.
+
+And an answer, where it is cancelled before it has begun one: by a server that stops and does not wait any longer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loraplex.server.api.stream import error_response
+from loraplex.server.errors import NotReady
 from loraplex.server.logs import log_request
 from loraplex.server.record import RequestRecord, enter
 from loraplex.server.tracing import Tracing
@@ -50,6 +56,11 @@ class Recorded:
 
         try:
             await self.app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            if record.status:
+                raise
+            stopping = NotReady("the server is shutting down", retry_after=1)
+            await error_response(stopping)(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", None)
             log_request(record)

@@ -8,8 +8,9 @@ import logging
 import signal
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from uvicorn.loops.auto import auto_loop_factory
@@ -78,9 +79,15 @@ class Server(uvicorn.Server):
 def serve(
     bundle: Bundle, settings: Settings, welcome: str | None = None, engine_command: Sequence[str] = ENGINE
 ) -> None:
-    """`run` in an event loop of its own, uvloop's where it is installed (everywhere but on Windows)."""
+    """`run` in an event loop of its own, uvloop's where it is installed (everywhere but on Windows).
+
+    Ends the process with 143 where a SIGTERM came before anything was answered.
+    """
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
-        runner.run(run(bundle, settings, welcome, engine_command))
+        try:
+            runner.run(run(bundle, settings, welcome, engine_command))
+        except asyncio.CancelledError:
+            sys.exit(128 + signal.SIGTERM)
 
 
 async def run(
@@ -93,6 +100,7 @@ async def run(
     if settings.dev and not settings.on_loopback:
         raise CannotListen(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there")
     _check_certificate(settings)
+    _let_sigterm_cancel()
     # Bound before the model is loaded, so that a taken port is said at once.
     listener = _bind(settings.host, settings.port)
     # What uvicorn says of its own start and stop is said below, with the models.
@@ -127,6 +135,11 @@ async def run(
             gc.freeze()  # what stands now stands until the end: no collection need look at it again
             server = Server(config, on_start=announce, cut=serving.cut, drain=settings.drain_timeout)
             await server.serve(sockets=[listener])
+            # After a second signal some still run: loads of adapters must not write to what is deleted next.
+            left = list(server.server_state.tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
     finally:
         listener.close()
 
@@ -158,6 +171,14 @@ def _check_certificate(settings: Settings) -> None:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password="")
     except OSError as error:  # ssl.SSLError is one
         raise CannotListen(f"the certificate {certificate} and its key cannot be used: {error}") from None
+
+
+def _let_sigterm_cancel() -> None:
+    """Until `Server` listens to signals: so that what has been copied by then is deleted, as after Ctrl-C."""
+    task = asyncio.current_task()
+    assert task is not None
+    with suppress(NotImplementedError):  # Windows has no signal handlers in its event loop
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 async def _not_started(*_: object) -> None:

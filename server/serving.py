@@ -83,7 +83,11 @@ async def open_serving(
         if settings.otlp_endpoint:
             tracing = Tracing(settings.otlp_endpoint)
             cleanup.push_async_callback(asyncio.to_thread, tracing.close)
-        state = settings.state_dir or Path(cleanup.enter_context(TemporaryDirectory(prefix="loraplex-")))
+        state = settings.state_dir
+        if state is None:
+            # A thread that copies cannot be stopped, and must not keep the server from stopping.
+            scratch = TemporaryDirectory(prefix="loraplex-", ignore_cleanup_errors=True)
+            state = Path(cleanup.enter_context(scratch))
         cleanup.push_async_callback(text.close)
         store = Store(state, settings.max_adapter_bytes)
         cleanup.callback(store.close)
@@ -100,6 +104,7 @@ async def open_serving(
         await registry.start(engine, strict=settings.strict)
         adapter_dir = AdapterDir(settings.adapter_dir, registry) if settings.adapter_dir else None
         if adapter_dir:
+            cleanup.push_async_callback(adapter_dir.close)
             await adapter_dir.load()
             watching = asyncio.create_task(adapter_dir.watch(), name="adapter dir")
             cleanup.push_async_callback(_cancel, watching)

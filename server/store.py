@@ -71,7 +71,7 @@ class Store:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
-        except (OSError, msgspec.DecodeError, BundleInvalid) as error:
+        except (OSError, msgspec.DecodeError, BundleInvalid, StorageFailed) as error:
             raise StateInvalid(f"{folder} cannot be used as --state-dir: {error}") from None
 
     @property
@@ -156,7 +156,7 @@ class Store:
             draft.replace(path)
         except OSError as error:
             draft.unlink(missing_ok=True)
-            raise StorageFailed(f"{path} could not be written: {error.strerror}") from None
+            raise StorageFailed(f"{INDEX} could not be written: {error.strerror}") from None
         self._index = index
 
 

@@ -97,6 +97,7 @@ class EngineAdapters:
                 case AdapterRefused(name, message):
                     logger.error("adapter %r could not be loaded again: %s", name, message)
                     self._folders.pop(name, None)
+                    self._pinned.discard(name)
                     self._on_lost(name, message)
                 case _:
                     raise BundleInvalid("the engine process ended while it loaded the adapters")

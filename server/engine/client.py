@@ -243,7 +243,7 @@ class EngineClient:
                 return False
             try:
                 await self._launch()
-            except BundleInvalid as error:
+            except (BundleInvalid, OSError) as error:  # the system may have no process or descriptor left
                 logger.error("the engine could not be started again: %s", error)
                 await self._disconnect()
                 await asyncio.sleep(RESTART_PAUSE)  # memory that the last one held may not be free yet

@@ -64,8 +64,13 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
 
 def trim(cache: Path, *, count: int = 4) -> None:
     """Delete all folders of a cache that nobody uses but the `count` latest."""
-    folders = [folder for folder in cache.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    for folder in sorted(folders, key=lambda folder: folder.stat().st_mtime, reverse=True)[count:]:
+    ages: dict[Path, float] = {}
+    with suppress(OSError):  # somebody deleted the cache: nothing is left to do
+        for folder in cache.iterdir():
+            with suppress(OSError):  # or another server this folder, just now
+                if folder.is_dir() and folder.name[0] != ".":
+                    ages[folder] = folder.stat().st_mtime
+    for folder in sorted(ages, key=ages.__getitem__, reverse=True)[count:]:
         _delete(folder)
 
 

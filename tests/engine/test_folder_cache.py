@@ -70,6 +70,24 @@ def test_the_latest_stay_and_so_does_what_is_in_use(tmp_path: Path) -> None:
     assert names(tmp_path) == {"3"}
 
 
+def test_what_others_delete_meanwhile_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "0123":
+        make(tmp_path, name, write)
+    look = Path.is_dir
+
+    def is_dir(folder: Path) -> bool:
+        found = look(folder)
+        if folder.name == "1":
+            folder.joinpath("model").unlink()
+            folder.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    trim(tmp_path, count=1)
+    assert len(names(tmp_path)) == 1
+    trim(tmp_path / "gone")
+
+
 def test_what_another_server_uses_stays(tmp_path: Path) -> None:
     process = other(tmp_path, "whole")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, command, serving
+from tests.server.test_adapters import call
 
 LONG = 200
 """Tokens of an answer that is still running when something happens to it."""
@@ -112,6 +114,20 @@ def test_an_engine_that_dies_while_it_starts_is_started_again(own_server: Server
     assert own_server.engine() not in (first, second[0])
 
 
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="needs Linux")
+def test_an_engine_that_the_system_cannot_start_is_tried_again(own_server: ServerProcess) -> None:
+    server = psutil.Process(own_server.process.pid)
+    limit = server.rlimit(psutil.RLIMIT_NOFILE)
+    server.rlimit(psutil.RLIMIT_NOFILE, (3, limit[1]))
+    own_server.engine().kill()
+    deadline = time.monotonic() + 30
+    while "could not be started again" not in own_server.log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    server.rlimit(psutil.RLIMIT_NOFILE, limit)
+    assert own_server.client.completions.create(model="large", prompt=[10], max_tokens=2).choices
+    assert own_server.get("/ready")[0] == 200
+
+
 def test_a_request_that_kills_two_engines_is_not_given_to_a_third(tmp_path: Path) -> None:
     with serving(DEMO, tmp_path / "log", "--prefill-chunk", "1") as server, ThreadPoolExecutor() as pool:
         # Far from its first token for seconds.
@@ -201,6 +217,27 @@ def test_past_the_drain_requests_end_with_an_error(tiny: TinyBundle, tmp_path: P
                     assert error.value.status_code == 503
         server.engine().resume()
         assert server.process.wait(20) == 0
+    assert "Traceback" not in log.read_text()
+
+
+def test_past_the_drain_an_adapter_is_not_loaded(tiny: TinyBundle, tmp_path: Path) -> None:
+    log, state = tmp_path / "log", tmp_path / "state"
+    flags = ("--dev", "--adapter-dir", str(tmp_path), "--state-dir", str(state), "--drain-timeout", "1")
+    with serving(tiny.folder, log, *flags) as server, ThreadPoolExecutor() as pool:
+        shutil.copytree(tiny.adapters["small"], tmp_path / "given" / "peft")
+        answer = pool.submit(call, server, "PUT", "/v1/adapters/new", {"path": "given/peft"})
+        converter = None
+        while converter is None and not answer.done():
+            children = psutil.Process(server.process.pid).children()
+            converter = next((child for child in children if "convert" in child.cmdline()), None)
+        assert converter is not None
+        converter.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        status, body = answer.result(20)
+        assert (status, body["error"]["code"]) == (503, "not_ready")
+        assert server.process.wait(20) == 0
+        assert psutil.wait_procs([converter], timeout=10)[1] == []
+    assert [each.name for each in state.iterdir()] == ["adapters.json"]
     assert "Traceback" not in log.read_text()
 
 

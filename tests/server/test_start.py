@@ -79,6 +79,36 @@ def test_sigterm_while_starting_as_the_first_process_of_a_container(moment: str)
     assert outer.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
+def test_sigterm_while_starting_leaves_no_copies(tmp_path: Path) -> None:
+    copies, watched = tmp_path / "copies", tmp_path / "watched"
+    copies.mkdir()
+    for number in range(30):
+        shutil.copytree(DEMO / "adapters" / "tone", watched / f"tone-{number}")
+    process = subprocess.Popen(
+        command(DEMO, "--adapter-dir", str(watched)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(copies)},
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not list(copies.glob("*/*/tone-*")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        assert list(copies.glob("*/*/tone-*"))
+        children = psutil.Process(process.pid).children()
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert "ready on" not in said, "it was too late"
+    assert "Traceback" not in said
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(copies.iterdir()) == []
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
 def _only_child(process: subprocess.Popen[str]) -> psutil.Process:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:

@@ -98,6 +98,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
             call(server, "DELETE", "/v1/adapters/new"),
         ):
             assert (answer[0], answer[1]["error"]["code"]) == (507, "storage_failed")
+            assert str(tmp_path) not in answer[1]["error"]["message"]
         assert names(server) == {"tiny", "new", *tiny.adapters}
         filler.unlink()
         assert call(server, "PUT", "/v1/adapters/new", {"path": "given/large"})[0] == 200
@@ -106,6 +107,37 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert "Traceback" not in (tmp_path / "log").read_text()
     with serving(tiny.folder, tmp_path / "again.log", "--state-dir", str(state)) as server:
         assert ask(server, "new", PROMPT) == expected["large"]
+
+
+@pytest.mark.slow
+def test_the_adapter_dir_is_taken_over_once_there_is_room(
+    tiny: TinyBundle, sources: Path, disk: Path, tmp_path: Path
+) -> None:
+    filler = disk / "filler"
+
+    def fill() -> None:
+        filler.write_bytes(b"")
+        filler.write_bytes(bytes(psutil.disk_usage(str(disk)).free))
+
+    def said(what: str) -> bool:
+        return what in (tmp_path / "log").read_text()
+
+    flags = ("--dev", "--adapter-dir", str(sources), "--state-dir", str(disk / "state"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        fill()
+        shutil.copytree(sources / "given" / "small", sources / "new")
+        wait_until(lambda: said("adapter 'new' could not be stored"))
+        filler.unlink()
+        wait_until(lambda: "new" in names(server))
+        assert call(server, "PATCH", "/v1/adapters/new", {"description": "here"})[0] == 200
+        fill()
+        shutil.rmtree(sources / "new")
+        wait_until(lambda: said("adapter new cannot be unloaded"))
+        assert "new" in names(server)
+        filler.unlink()
+        wait_until(lambda: "new" not in names(server))
+        assert kept(disk / "state") == set()
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_sources_that_come_and_go_are_loaded_or_refused(
