@@ -167,7 +167,7 @@ def main(root: Path) -> None:
         found = repository(request)
         commit = commit_of(request, found)
         path = found.folder / commit / request.path_params["path"]
-        while request.method == "GET" and (root / "stalled").exists():
+        while request.method == "GET" and (root / "stalled").exists():  # noqa: ASYNC110 - another process makes the file
             await asyncio.sleep(0.02)
         if not path.is_file():
             raise Refused(404, "EntryNotFound")

@@ -43,7 +43,7 @@ def test_a_client_that_leaves_cancels_its_generation(demo_server: ServerProcess)
     before = demo_server.metric("loraplex_requests_total", **labels)
     answers = [
         demo_server.client.completions.create(
-            model="travel", prompt=[5], temperature=2, seed=seed, max_tokens=1500, stream=True
+            model="travel", prompt=[5], seed=seed, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
         )
         for seed in range(4)
     ]
