@@ -40,6 +40,7 @@ class AwqOnCuda(AutoAWQQuantizer):
     def _run_for_config(self, model: HfModelHandler, config: Any, output_model_path: str) -> HfModelHandler:
         self._options = _search_options(model, config)
         quantized: HfModelHandler = super()._run_for_config(model, config, output_model_path)
+        _keep_generation_config(model, Path(output_model_path))
         return quantized
 
     def _maybe_patch_awq_model(self, awq_model: Any) -> Any:
@@ -75,10 +76,23 @@ class AwqOnCpu(Pass):
             **_search_options(model, config),
         )
         awq.save_quantized(output_model_path)
-        # Tokenizer, chat template and generation_config.json.
+        # Tokenizer and chat template.
         model.save_metadata(str(Path(output_model_path)))
+        _keep_generation_config(model, Path(output_model_path))
         quantized: HfModelHandler = inherit_hf_from_hf(model, output_model_path)
         return quantized
+
+
+def _keep_generation_config(model: HfModelHandler, output: Path) -> None:
+    """That of the checkpoint: AutoAWQ has every model sample by default."""
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(model.model_name_or_path)
+    except OSError:  # the checkpoint has none
+        (output / "generation_config.json").unlink(missing_ok=True)
+    else:
+        config.save_pretrained(output)
 
 
 def _search_options(model: HfModelHandler, config: Any) -> dict[str, Any]:

@@ -119,6 +119,8 @@ def test_awq_with_trained_and_finished_adapters(family: Family, tmp_path: Path) 
     findings = read_findings(tmp_path / "bundle")
     assert findings.passed
     assert findings.base.quantization.method == "awq"
+    config = json.loads((tmp_path / "bundle/base/generator/genai_config.json").read_bytes())
+    assert config["search"]["do_sample"] is False, "the checkpoint's own way is kept"
     exact = {found.model: found for found in findings.agreements if found.lane == "exact"}
     assert set(exact) == {"tiny", "travel", "tone", "finished"}
     assert all(found.same + found.ties == found.tokens > 20 for found in exact.values())
