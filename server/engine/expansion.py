@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ import onnx.numpy_helper
 from loraplex.server.engine.folder_cache import make
 from loraplex.server.engine.linker import MODEL, share, take_locations
 from loraplex.server.errors import BundleInvalid
+from loraplex.server.machine import usable_cores
 
 logger = logging.getLogger("loraplex.routed")
 
@@ -96,7 +96,7 @@ def _expand_layers(graph: onnx.GraphProto, files: dict[str, Path], data: Path) -
             part = slice(first, min(first + rows, outputs))
             target[:, part] = dequantize(packed, scales, zeros, sizes, part).T
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         list(threads.map(write, layers, places))
     whole.flush()
     used: set[str] = set()
