@@ -1,6 +1,6 @@
 """The routed lane beside vLLM on one GPU: the same AWQ weights and adapters, in turns, engine alone and through HTTP.
 
-    python -m loraplex.bench.peers.vllm WORK --vllm /opt/vllm/bin/python [--parts engine,http] [--rounds 3]
+    python -m loraplex.bench.peers.vllm WORK --vllm /opt/vllm/bin/python [--parts engine,http] [--weights int4,float16]
 
 `--vllm` is the command of a Python that has vLLM. All engines are up at once and only one has work at a time: within a
 round each answers the same wave, so that the machine's drift falls on all alike. Either side runs the AWQ weights in
@@ -116,12 +116,15 @@ class Theirs:
 
 
 class Bench:
-    def __init__(self, work: Path, model: Model, python: list[str], device: str, rounds: int) -> None:
+    def __init__(
+        self, work: Path, model: Model, python: list[str], device: str, rounds: int, weights: list[str]
+    ) -> None:
         self.work = work
         self.model = model
         self.python = python
         self.device = device
         self.rounds = rounds
+        self.weights = weights
         self._found: dict[str, Any] = {}
         self._random = np.random.default_rng(0)
 
@@ -136,14 +139,11 @@ class Bench:
         with ExitStack() as stack:
             start = time.perf_counter()
             theirs: dict[str, Theirs] = {}
-            checkpoints = {"int4": model.awq, "float16": model.float16} if self.python else {}
-            for weights, checkpoint in checkpoints.items():
+            for weights, checkpoint in self._checkpoints().items():
                 log = self.work / f"vllm-{weights}.log"
                 theirs[weights] = Theirs(self.python, checkpoint, model, log, most)
                 stack.callback(theirs[weights].close)
-            ours = {
-                weights: Ours(model, weights, self.work, self.device, most, True) for weights in ("int4", "float16")
-            }
+            ours = {weights: Ours(model, weights, self.work, self.device, most, True) for weights in self.weights}
             alone = {weights: Ours(model, weights, self.work, self.device, most, False) for weights in ours if base}
             self.note("loraplex's engines ready, s", time.perf_counter() - start)
             for weights, their in list(theirs.items()):
@@ -185,14 +185,14 @@ class Bench:
         with ExitStack() as stack:
             start = time.perf_counter()
             starting = []
-            for weights, checkpoint in ({"int4": model.awq, "float16": model.float16} if self.python else {}).items():
+            for weights, checkpoint in self._checkpoints().items():
                 log = self.work / f"vllm-serve-{weights}.log"
                 server_of = vllm_server(self.python, checkpoint, model, log, most=most, kv_bytes=KV_BYTES)
                 starting.append((weights, stack.enter_context(server_of)))
             urls = {}
             flags = ["--engine", "routed", "--device", self.device, "--max-running", str(most)]
             flags += ["--link-cache", str(self.work / "cache"), "--kv-cache-mib", str(KV_BYTES >> 20)]
-            for weights in ("int4", "float16") if self.device == "cuda" else ("auto",):
+            for weights in self.weights if self.device == "cuda" else ("auto",):
                 log = self.work / f"serve-{weights}.log"
                 own = [*flags, "--weights", weights]
                 urls[f"loraplex {weights}"] = stack.enter_context(server(model.bundle.folder, log, *own))
@@ -207,6 +207,11 @@ class Bench:
             for prompt, some in ((128, levels), (1024, long)):
                 for level in some:
                     self._waves(urls, prompt, level)
+
+    def _checkpoints(self) -> dict[str, Path]:
+        """What vLLM serves, where there is one."""
+        every = {"int4": self.model.awq, "float16": self.model.float16}
+        return {weights: every[weights] for weights in self.weights} if self.python else {}
 
     def _waves(self, urls: dict[str, str], prompt: int, level: int) -> None:
         found: dict[str, list[Result]] = {name: [] for name in urls}
@@ -225,6 +230,7 @@ def main(
     *,
     vllm: str = "",
     parts: str = "engine,http",
+    weights: str = "int4,float16",
     concurrency: str = "1,8,32,64,128",
     long: str = "8,32",
     http: str = "1,8,32,64,128",
@@ -238,7 +244,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     model = Model(work, ADAPTERS, tiny=tiny, device=device)
-    bench = Bench(work, model, shlex.split(vllm), device, rounds)
+    bench = Bench(work, model, shlex.split(vllm), device, rounds, weights.split(","))
     bench.note("checkpoints, s", time.perf_counter() - start)
     if "engine" in parts:
         bench.engines(_numbers(concurrency), _numbers(long), base, vllm_base)

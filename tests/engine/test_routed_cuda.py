@@ -17,7 +17,7 @@ from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.expansion import expand
 from loraplex.server.engine.generator import GeneratorLane
 from loraplex.server.engine.lora_operator import find_operator
-from loraplex.server.engine.messages import Submit
+from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import EngineOptions
 from tests.checkpoints import Family, make_adapter, make_checkpoint, quiet, reference_logits
@@ -158,6 +158,27 @@ def test_sequences_give_way_and_go_on(paged: Paged) -> None:
                 interrupted.add(request.sequence)
     paged.check(answers, asked)
     assert interrupted, "nobody gave way"
+
+
+def test_seeded_answers_do_not_give_way(paged: Paged) -> None:
+    """The engine begins every seed at its beginning: an answer that went on elsewhere would be another one."""
+    lane = paged.lane(*paged.model.peft, max_linked=1, turn_seconds=0.0)
+    sampled = Sampling(temperature=1.5, seed=7, seed_given=True)
+    asked = [Submit(index, name, PROMPT, 60, sampled) for index, name in enumerate([*paged.model.peft] * 3)]
+    answers = {request.sequence: Answer() for request in asked}
+    for request in asked:
+        lane.submit(request)
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+        for request in asked:
+            answer = answers[request.sequence]
+            assert request.adapter in lane.linked or not answer.tokens or answer.finish
+    for request in asked:
+        answer, first = answers[request.sequence], answers[request.sequence % len(paged.model.peft)]
+        assert answer.error is None
+        assert answer.finish
+        assert answer.tokens[:4] == first.tokens[:4]
 
 
 def test_the_generator_lane_answers_for_cold_adapters(paged: Paged) -> None:
