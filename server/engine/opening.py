@@ -84,7 +84,7 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
             fallback_unsupported=_unsupported_beside(Path(start.folder)),
         )
     operator, ranks = find_operator(cache / "operator"), _ranks(start)
-    return RoutedLane(
+    lane = RoutedLane(
         _choose_weights(start, Path(start.routed.paged or start.folder), cache, running),
         device=device,
         threads=start.threads,
@@ -97,6 +97,9 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
         fallback=None if operator else lambda: _open_beside(start),
         fallback_unsupported=GeneratorLane.unsupported,
     )
+    if operator:  # without it the first adapters bring another engine
+        lane.capture_graphs()
+    return lane
 
 
 def _unsupported_beside(folder: Path) -> frozenset[str]:

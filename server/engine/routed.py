@@ -125,6 +125,11 @@ class RoutedLane:
         """Room for adapters in the graph, where it has the fused operator."""
         return self._engines.current.linked.layout
 
+    def capture_graphs(self) -> None:
+        """Capture the CUDA graphs at once, not while idle: the shapes of early requests would take their places."""
+        while self._engines.current.cold:
+            self._capture()
+
     def submit(self, request: Submit) -> None:
         if error := self._refusal(request):
             self._ended.append(Output(request.sequence, [], error=error, refused=True))
@@ -154,11 +159,7 @@ class RoutedLane:
         if outputs or (engine.running and not engine.warming):
             return outputs
         if engine.cold and not (engines.draining or self._waiting):
-            engine.warm_up()
-            if not engine.cold:
-                logger.info(
-                    "CUDA graphs captured %.1f s after the engine was loaded", time.monotonic() - engines.changed
-                )
+            self._capture()
         else:
             pending = [*self._packer.pending, *([engines.linking.linked] if engines.linking else ())]
             wait(pending, IDLE_WAIT, "FIRST_COMPLETED")
@@ -234,6 +235,13 @@ class RoutedLane:
     def _wanted(self) -> Mapping[Adapter, int]:
         """The adapters that are registered or waited for, and when they were last used."""
         return {adapter: self._used.get(adapter, 0) for adapter in (*self._known.values(), *self._waited_for)}
+
+    def _capture(self) -> None:
+        """One step of capturing."""
+        self._engines.current.warm_up()
+        if not self._engines.current.cold:
+            seconds = time.monotonic() - self._engines.changed
+            logger.info("CUDA graphs captured %.1f s after the engine was loaded", seconds)
 
     def _change_adapters(self) -> None:
         """Carry the change of adapters forward by what can be done now."""

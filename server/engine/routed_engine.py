@@ -97,7 +97,8 @@ class RoutedEngine:
             self._bank = Bank(linked.folder / decoder["session_options"]["custom_ops_library"])
         self._warm_up: WarmUp | None = None
         if device == "cuda" and options.cuda_graphs:
-            self._warm_up = WarmUp(options.max_batch_size, BLOCK, settings["model"]["context_length"])
+            longest = min(settings["model"]["context_length"], self._engine.get_capabilities().max_request_length)
+            self._warm_up = WarmUp(options.max_batch_size, BLOCK, longest)
         self._buffer = self._engine.create_event_buffer(4 * options.max_batch_size)
         self._handles: dict[int, Any] = {}
         self._ids: dict[Any, int] = {}
