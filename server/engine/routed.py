@@ -32,6 +32,8 @@ from loraplex.server.errors import LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
+CAPTURE_SECONDS = 60.0
+"""Before the server is ready."""
 IDLE_WAIT = 0.02
 """Seconds a step waits for the linker where nothing runs."""
 
@@ -126,9 +128,11 @@ class RoutedLane:
         return self._engines.current.linked.layout
 
     def capture_graphs(self) -> None:
-        """Capture the CUDA graphs at once, not while idle: the shapes of early requests would take their places."""
-        while self._engines.current.cold:
+        """Capture CUDA graphs before requests come, whose shapes would take their places; the rest while idle."""
+        deadline = time.monotonic() + CAPTURE_SECONDS
+        while self._engines.current.cold and time.monotonic() < deadline:
             self._capture()
+        self._engines.current.stop_warm_up()
 
     def submit(self, request: Submit) -> None:
         if error := self._refusal(request):

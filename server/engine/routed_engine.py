@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Sequence_
@@ -20,6 +21,8 @@ from loraplex.server.engine.routed_sequence import Sequence, is_greedy, seed
 from loraplex.server.engine.routing import tag
 from loraplex.server.engine.slots import Adapter, Slots
 from loraplex.server.engine.warmup import WarmUp
+
+logger = logging.getLogger("loraplex.routed")
 
 _TOKEN = og.EngineEventFlags.TOKEN.value
 _FAILED = og.EngineEventFlags.FAILED.value
@@ -98,6 +101,8 @@ class RoutedEngine:
         self._warm_up: WarmUp | None = None
         if device == "cuda" and options.cuda_graphs:
             longest = min(settings["model"]["context_length"], self._engine.get_capabilities().max_request_length)
+            if blocks := batching["dynamic_batching"].get("num_blocks"):
+                longest = min(longest, BLOCK * int(blocks))
             self._warm_up = WarmUp(options.max_batch_size, BLOCK, longest)
         self._buffer = self._engine.create_event_buffer(4 * options.max_batch_size)
         self._handles: dict[int, Any] = {}
@@ -152,12 +157,17 @@ class RoutedEngine:
         return any(number < 0 for number in self.running)
 
     def warm_up(self) -> None:
-        """One step of capturing CUDA graphs, while nothing else runs."""
+        """One step of capturing CUDA graphs, while nothing else runs. Where that fails, no more are captured ahead."""
         assert self._warm_up is not None
-        if not self.running:
-            for request in self._warm_up.begin():
-                self._begin(Sequence(request, None))
-        self.run()
+        try:
+            if not self.running:
+                for request in self._warm_up.begin():
+                    self._begin(Sequence(request, None))
+            self.run()
+        except RuntimeError as error:
+            logger.warning("no more CUDA graphs are captured before they are needed: %s", error)
+            self.stop_warm_up()
+            self._warm_up = None
 
     def stop_warm_up(self) -> None:
         """Drop the sequences of a warm-up."""

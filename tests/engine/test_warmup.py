@@ -1,7 +1,8 @@
-"""The shapes that CUDA graphs are captured for, on a scripted og.Engine: prompts in order, then a token a step for all."""
+"""The shapes that CUDA graphs are captured for, on a scripted og.Engine: prompts in order, then a token a step."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Running:
 
 
 class Engine:
-    """Counts the decode steps of each shape: sequences, and blocks of the longest, as onnxruntime-genai buckets them."""
+    """Counts the decode steps of each shape: sequences, and blocks of the longest as onnxruntime-genai rounds them."""
 
     def __init__(self, warm_up: WarmUp) -> None:
         self.warm_up = warm_up
@@ -84,5 +85,5 @@ def test_the_shapes_that_matter_get_the_graphs_there_are(most: int, longest: int
     short = sorted(size for size, blocks in captured if blocks == 8)
     assert short[: min(most, 16)] == list(range(1, min(most, 16) + 1))
     assert len(short) >= min(most, GRAPHS // 2)
-    gaps = [after - before for before, after in zip(short, short[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(short)]
     assert max(gaps, default=0) <= max(1, most // 12)
