@@ -2,8 +2,10 @@
 
     python -m loraplex.bench.baseline [--rounds 5] [--write]
 
-measures the demo bundle with eight streams and prints the ratios; --write saves them as the new baseline. Times differ
-from machine to machine, ratios little; time on the CPU is counted, so that busy neighbours matter little too.
+measures the demo bundle with eight streams and prints the ratios; --write saves them as the new baseline, with the
+machine, the versions, this command and what other processes took of the machine meanwhile. Times differ from machine to
+machine, ratios little; time on the CPU is counted, so that busy neighbours matter little. They still share caches and
+clocks with us: write on a quiet machine.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
+import psutil
 from cyclopts import App
 from msgspec import Struct
 
@@ -28,6 +31,8 @@ FILE = Path(__file__).with_name("baseline.json")
 STREAMS = 8
 DROP = 0.15
 """Share of a saved ratio that may be lost before it is told."""
+BUSY = 0.1
+"""Cores that others may take of a machine that is called quiet."""
 
 app = App(help=__doc__)
 
@@ -39,6 +44,9 @@ class Baseline(Struct, frozen=True):
     date: str
     machine: dict[str, str]
     versions: dict[str, str]
+    command: str = ""
+    busy_cores: float | None = None
+    """That other processes took before and after, on average; None where it was not looked at."""
 
 
 def measure(rounds: int) -> dict[str, float]:
@@ -84,6 +92,11 @@ def drops(found: Mapping[str, float], saved: Mapping[str, float]) -> list[str]:
     ]
 
 
+def busy_cores() -> float:
+    """What other processes take of the machine now, over a second in which this one does nothing."""
+    return psutil.cpu_percent(1.0) / 100 * (psutil.cpu_count() or 1)
+
+
 def read_baseline() -> Baseline:
     return msgspec.json.decode(FILE.read_bytes(), type=Baseline)
 
@@ -91,12 +104,17 @@ def read_baseline() -> Baseline:
 @app.default
 def main(*, rounds: int = 5, write: bool = False) -> None:
     """Measure, and print the ratios."""
+    before = busy_cores()
     found = measure(rounds)
+    busy = (before + busy_cores()) / 2
     saved = read_baseline().ratios if FILE.is_file() else {}
     for name, value in found.items():
         print(f"{name}: {value:.2f}" + (f" (saved: {saved[name]:.2f})" if name in saved else ""))
+    if busy > BUSY:
+        print(f"warning: other processes took {busy:.2f} cores: measure on a quiet machine what is to be saved")
     if write:
-        made = Baseline(found, f"{datetime.now():%Y-%m-%d}", machine(), versions())
+        command = f"python -m loraplex.bench.baseline --rounds {rounds} --write"
+        made = Baseline(found, f"{datetime.now():%Y-%m-%d}", machine(), versions(), command, round(busy, 3))
         FILE.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
 
 

@@ -20,7 +20,8 @@ from loraplex.bench.results.result_file import read
 
 LONGEST = 900
 """Seconds that a client may take."""
-MILLISECONDS = 1000.0
+MILLISECONDS = 1e3
+NANOSECONDS = 1e9
 
 
 class Asked(Struct, frozen=True):
@@ -53,8 +54,13 @@ class Figures(Struct, frozen=True):
     """From the first token to the last, by the tokens after the first."""
     itl: float | None
     """Between one chunk with tokens and the next, over those of all requests; None where a client does not tell it."""
+    itl_mean: float
+    """The mean of the same."""
     e2el: float
     tokens_per_second: float
+    """From the first request's start to the last one's end."""
+    told_tokens_per_second: float | None
+    """By the client's own clock."""
     client_cores: float = 0.0
     """That the client took from its start to its end, on average."""
 
@@ -78,13 +84,22 @@ class Ours:
             command += ["--request-rate", str(load.rate), "--burstiness", "inf"]
         else:
             command += ["--max-concurrency", str(load.streams)]
-        cores = _run([*command, "--save-result", "--result-dir", str(folder), "--result-filename", path.name], load)
+        command += ["--save-result", "--save-detailed", "--result-dir", str(folder), "--result-filename", path.name]
+        cores = _run(command, load)
         (run,) = read(path)
         if run.totals.failed:
             raise BenchFailed(f"requests of bench serve failed: {run.totals.errors_by_kind}")
         found = run.totals.latencies
-        ttft, tpot, itl, e2el = (found[metric].median for metric in ("ttft", "tpot", "itl", "e2el"))
-        return Figures(ttft, tpot, itl, e2el, run.totals.output_throughput, cores)
+        return Figures(
+            found["ttft"].median,
+            found["tpot"].median,
+            found["itl"].median,
+            found["itl"].mean,
+            found["e2el"].median,
+            _rate([(each.start, each.start + each.latency, each.output_tokens) for each in run.requests]),
+            run.totals.output_throughput,
+            cores,
+        )
 
 
 class Aiperf:
@@ -119,11 +134,24 @@ class Aiperf:
         wanted = sum(each.tokens for each in load.requests)
         if tokens is not None and tokens != wanted:
             raise BenchFailed(f"aiperf got {tokens:g} tokens instead of {wanted}")
+        exported = (artifacts / "profile_export.jsonl").read_bytes().splitlines()
+        records = [msgspec.json.decode(line, type=dict[str, Any]) for line in exported]
         return Figures(
             found["time_to_first_token"]["p50"],
             found["inter_token_latency"]["p50"],
-            found["inter_chunk_latency"]["p50"] if "inter_chunk_latency" in found else None,
+            found["inter_chunk_latency"]["p50"],
+            found["inter_chunk_latency"]["avg"],
             found["request_latency"]["p50"],
+            _rate(
+                [
+                    (
+                        each["metadata"]["request_start_ns"] / NANOSECONDS,
+                        each["metadata"]["request_end_ns"] / NANOSECONDS,
+                        each["metrics"]["output_sequence_length"]["value"],
+                    )
+                    for each in records
+                ]
+            ),
             found["output_token_throughput"]["avg"],
             cores,
         )
@@ -154,13 +182,18 @@ class Guidellm:
         if len(requests) != len(load.requests):
             counts = {kind: len(some) for kind, some in benchmark["requests"].items() if some}
             raise BenchFailed(f"guidellm was given {len(load.requests)} requests and tells {counts}")
-        # Its own median of what it calls inter-token latency weighs requests by their tokens; here each counts once.
+        # Its own statistics of what it calls inter-token latency weigh a request by its tokens; here each counts once.
+        # It keeps no times between the first chunk and the last, but their number: so ITL has a mean alone.
+        chunks = [each["info"]["timings"] for each in requests]
+        waited = sum(each["last_token_iteration"] - each["first_token_iteration"] for each in chunks)
         return Figures(
             median(each["time_to_first_token_ms"] for each in requests),
             median(each["inter_token_latency_ms"] for each in requests),
             None,
+            MILLISECONDS * waited / sum(each["token_iterations"] - 1 for each in chunks),
             median(each["request_latency"] for each in requests) * MILLISECONDS,
-            sum(each["output_tokens"] for each in requests) / _span(requests),
+            _rate([(e["request_start_time"], e["request_end_time"], e["output_tokens"]) for e in requests]),
+            benchmark["metrics"]["output_tokens_per_second"]["successful"]["mean"],
             cores,
         )
 
@@ -168,10 +201,10 @@ class Guidellm:
 Client = Ours | Aiperf | Guidellm
 
 
-def _span(requests: Sequence[dict[str, Any]]) -> float:
-    """Seconds from the first request's start to the last one's end."""
-    begin = min(each["request_start_time"] for each in requests)
-    return float(max(each["request_end_time"] for each in requests) - begin)
+def _rate(requests: Sequence[tuple[float, float, int]]) -> float:
+    """Tokens a second, of requests with their starts and ends in seconds and their tokens."""
+    starts, ends, tokens = zip(*requests, strict=True)
+    return float(sum(tokens) / (max(ends) - min(starts)))
 
 
 def _run(command: Sequence[str], load: Load) -> float:

@@ -8,9 +8,11 @@ what it measures. Every round runs each client and, beside it, `bench serve` wit
 order that turns. Every run has prompts of its own: the server would remember those of the run before. Requests are for
 all adapters in turn; guidellm asks for one model a run, another one each round.
 
-The server's log has times of its own for each request. A client's medians are told as shares of the server's, over
-the same requests: so a machine that was slower during one run than during the other makes no difference. The log has no
-ITL, which is told as a share of its TPOT. Agreement is the client's share by ours, the median over the rounds.
+The server's log has times of its own for each request, and a relay before it notes when each token passed, which the
+log does not tell. A client's figures are told as shares of these, over the same requests: so a machine that was slower
+during one run than during the other makes no difference. Agreement is the client's share by ours, the median over the
+rounds. Tokens/s are over the time from the first request's start to the last one's end, for all alike; the clients' own
+figures, each by its own clock, have a row of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from datetime import datetime
 from importlib.metadata import version
 from itertools import count, product
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Annotated
 
 import msgspec
@@ -34,6 +36,7 @@ from msgspec import Struct
 
 from loraplex.bench.errors import BenchFailed
 from loraplex.bench.experiments.clients import Aiperf, Asked, Client, Figures, Guidellm, Load, Ours
+from loraplex.bench.experiments.relay import Relay, relayed
 from loraplex.bench.load.options import Data
 from loraplex.bench.load.random_prompts import random_prompts
 from loraplex.bench.load.vocabulary import Vocabulary
@@ -45,7 +48,15 @@ from loraplex.server.errors import LoraplexError
 
 WARM_UP = 8
 """Requests before the first round."""
-TITLES = {"ttft": "TTFT, ms", "tpot": "TPOT, ms", "itl": "ITL, ms", "e2el": "E2EL, ms", "tokens_per_second": "tokens/s"}
+TITLES = {
+    "ttft": "TTFT, ms",
+    "tpot": "TPOT, ms",
+    "itl": "ITL, ms",
+    "itl_mean": "ITL, mean, ms",
+    "e2el": "E2EL, ms",
+    "tokens_per_second": "tokens/s",
+    "told_tokens_per_second": "tokens/s by its own clock",
+}
 
 app = App(help=__doc__)
 
@@ -81,14 +92,14 @@ RECORDS = msgspec.json.Decoder(Record)
 
 
 class Side(Struct, frozen=True):
-    """One run of a client, and what the server's log has of it, whose `itl` and `client_cores` are nothing."""
+    """One run of a client, and what the server's log and the relay have of it."""
 
     told: Figures
     served: Figures
 
     def share(self, key: str) -> float:
-        """The client's figure by the server's; ITL, which the server has not, by its TPOT."""
-        return float(getattr(self.told, key) / getattr(self.served, "tpot" if key == "itl" else key))
+        """The client's figure by the server's."""
+        return float(getattr(self.told, key) / getattr(self.served, key.removeprefix("told_")))
 
 
 class Pair(Struct, frozen=True):
@@ -101,7 +112,7 @@ class Pair(Struct, frozen=True):
 class Server(Struct, frozen=True):
     """Ours, while it runs."""
 
-    url: str
+    relay: Relay
     log: Path
     vocabulary: Vocabulary
     tokenizer: Path
@@ -116,10 +127,10 @@ class Server(Struct, frozen=True):
             Asked(str(each.content), models[index % len(models)], lengths.randint(low, high))
             for index, each in enumerate(random_prompts(data, self.vocabulary))
         ]
-        return Load(self.url, self.tokenizer, requests, shape.rate, shape.streams, self.cores)
+        return Load(self.relay.url, self.tokenizer, requests, shape.rate, shape.streams, self.cores)
 
-    def served(self, records: Sequence[Record]) -> Figures:
-        """What the log has of one run."""
+    def served(self, records: Sequence[Record], intervals: Sequence[float]) -> Figures:
+        """What the log and the relay have of one run."""
         first = [each.first_token_seconds or 0.0 for each in records]
         decoded = [
             (each.seconds - began) / (each.generated_tokens - 1)
@@ -131,15 +142,17 @@ class Server(Struct, frozen=True):
         return Figures(
             1000 * median(first),
             1000 * median(decoded),
-            None,
+            1000 * median(intervals),
+            1000 * fmean(intervals),
             1000 * median(each.seconds for each in records),
             sum(each.generated_tokens for each in records) / span,
+            None,
         )
 
 
 def measure(server: Server, client: Client, load: Load) -> Side:
     """One run. Raises BenchFailed."""
-    before = server.log.stat().st_size
+    before, _ = server.log.stat().st_size, server.relay.intervals()
     with tempfile.TemporaryDirectory() as folder:
         told = client.measure(load, Path(folder))
     lines = server.log.read_bytes()[before:].splitlines()
@@ -151,7 +164,7 @@ def measure(server: Server, client: Client, load: Load) -> Side:
         )
     if sum(each.generated_tokens for each in records) != sum(each.tokens for each in load.requests):
         raise BenchFailed(f"the answers of {client.name} are not as long as was asked for")
-    return Side(told, server.served(records))
+    return Side(told, server.served(records, server.relay.intervals()))
 
 
 def compare(server: Server, client: Client, shape: Shape, turn: int, seeds: Iterator[int]) -> Pair:
@@ -214,10 +227,15 @@ def main(
     # Inherited by the server and its engine.
     command = ["taskset", "-c", str(cores[0]), sys.executable, "-m", "loraplex.server", "serve", str(bundle)]
     command += ["--threads", "1", "--engine", engine, "--port", str(port), "--log-format", "json"]
+    os.sched_setaffinity(0, cores[1:])  # the relay's, too
     try:
-        with tempfile.TemporaryDirectory() as scratch, started(command, url, log := Path(scratch) / "server.log"):
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            started(command, url, log := Path(scratch) / "server.log"),
+            relayed(port) as relay,
+        ):
             models = list(opened.manifest.adapters) or [opened.manifest.base.name]
-            server = Server(url, log, Vocabulary(str(tokenizer)), tokenizer, models, frozenset(cores[1:]))
+            server = Server(relay, log, Vocabulary(str(tokenizer)), tokenizer, models, frozenset(cores[1:]))
             warm = Shape(WARM_UP, prompt, 4, 0, 0, 1)
             measure(server, Ours(), server.load(warm, 10**6, models, random.Random(0)))
             seeds = count()
