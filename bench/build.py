@@ -90,7 +90,7 @@ def build_cost(bundle: Path) -> BuildCost:
         raise ResultInvalid(
             f"{bundle} has no {FINDINGS}: name a bundle that `loraplex build` wrote, of a recipe or of --base"
         ) from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ResultInvalid(f"{bundle / FINDINGS} is not what a build writes: {error}") from None
     return BuildCost(
         str(bundle),

@@ -53,6 +53,8 @@ def serve(
         cold=cold or Cold(),
     )
     _warn_of_unheeded(options.target)
+    if options.report.save_detailed and not (options.report.save_result or options.report.append_result):
+        print("warning: --save-detailed writes no file without --save-result", file=sys.stderr)
     found = finish(lambda: benchmark(options))
     print(text(found))
     try:
@@ -63,7 +65,7 @@ def serve(
     if found.interrupted:
         sys.exit(INTERRUPTED)
     if not found.totals.completed:
-        sys.exit("loraplex: every request failed")
+        sys.exit(f"loraplex: {found.failure}")
 
 
 @bench.command
@@ -115,7 +117,7 @@ def sweep(
         sys.exit(f"loraplex: {error}")
     if found.interrupted:
         sys.exit(INTERRUPTED)
-    if found.best is None:
+    if found.failed or found.best is None:
         sys.exit(1)
 
 

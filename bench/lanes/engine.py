@@ -16,6 +16,7 @@ from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result_file import write
 from loraplex.server.bundle import Bundle
 from loraplex.server.errors import BundleInvalid, LoraplexError
+from loraplex.server.machine import usable_cores
 
 Numbers = Annotated[tuple[AtLeastOne, ...], Parameter(consume_multiple=True, negative="")]
 
@@ -88,6 +89,8 @@ def engine(
     plots
         Folder for the plots as PNGs.
     """
+    if threads > (cores := usable_cores()):
+        print(f"warning: --threads {threads} wait for each other on the {cores} cores of this process", file=sys.stderr)
     try:
         prepare(*filter(None, (json, html, plots and plots / "latency.png")))
         bench = Bench(

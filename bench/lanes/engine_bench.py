@@ -7,6 +7,7 @@ speed drifts, or that others use, does not decide them.
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 import msgspec
@@ -247,8 +249,16 @@ def _scratch(bundle: Bundle) -> Iterator[str]:
         folder = tempfile.TemporaryDirectory(prefix=".bench-", dir=bundle.folder.resolve().parent)
     except OSError:
         folder = tempfile.TemporaryDirectory(prefix="loraplex-bench-")
-    with folder as name:
-        yield name
+    before = signal.signal(signal.SIGTERM, _leave)  # a process that it ends would leave the folder behind
+    try:
+        with folder as name:
+            yield name
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def _progress() -> Progress:

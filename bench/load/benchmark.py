@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from loraplex.bench.load.driver import Measured, Tally, drive, warm_up
 from loraplex.bench.load.flags import pairs
 from loraplex.bench.load.interruption import interruption
 from loraplex.bench.load.mix import assign
+from loraplex.bench.load.open_files import make_room
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.progress import shown
 from loraplex.bench.load.sampling import Sampling
@@ -71,6 +73,8 @@ async def benchmark(options: Options) -> Run:
     prompts = load_prompts(data, vocabulary, timed=timed, chat=target.chat)
     workload = Workload(target, data, options.sampling, options.adapters, name)
     plan = workload.plan(prompts, traffic)
+    if warning := make_room(traffic, len(plan)):
+        print(f"warning: {warning}", file=sys.stderr)
     async with opened(
         target.url + target.path, target.headers, target.request_timeout, insecure=target.insecure
     ) as client:

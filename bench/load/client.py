@@ -21,6 +21,8 @@ KEEP_ALIVE_SECONDS = 3.0
 """Less than uvicorn's 5 s: a connection that the server closes at the moment of its next use is an error of ours."""
 LONGEST_ERROR = 2000
 """Characters of an error's text that are kept."""
+LONGEST_EXCERPT = 200
+"""Characters that are told of an answer that is no stream."""
 
 Progress = Callable[[int], None]
 """Called with the number of chunks with tokens that came together."""
@@ -49,15 +51,21 @@ class Client:
                 if response.status != 200:
                     kind, error = await _refusal(response)
                 else:
+                    begin = b""
                     async for data in response.content.iter_any():
+                        begin = begin or data
                         tokens = answer.feed(data, time.perf_counter())
                         if tokens and progress:
                             progress(tokens)
+                    if not answer.events:
+                        kind, error = "no_stream", _told(response.content_type, begin)
         except TimeoutError:
             kind, error = "timeout", "the answer did not end within --request-timeout"
-        except msgspec.DecodeError as failure:
+        except (msgspec.DecodeError, UnicodeDecodeError) as failure:
             kind, error = "broken_stream", f"a chunk is not what the API says: {failure}"
-        except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionResetError) as failure:
+        except aiohttp.ClientPayloadError:
+            kind, error = "broken_stream", "the connection ended in the middle of the answer"
+        except (aiohttp.ServerDisconnectedError, ConnectionResetError) as failure:
             kind = "broken_stream" if answer.ended else "connection"
             error = str(failure) or type(failure).__name__
         except (aiohttp.ClientError, OSError) as failure:
@@ -91,10 +99,16 @@ async def _refusal(response: aiohttp.ClientResponse) -> tuple[str, str]:
     try:
         error = msgspec.json.decode(content)["error"]
         message, code = str(error["message"]), error.get("code")
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return kind, content.decode(errors="replace")[:LONGEST_ERROR] or response.reason or ""
     # Some servers repeat the status as the code.
     return kind if code in (None, response.status) else f"{kind}:{code}", message[:LONGEST_ERROR]
+
+
+def _told(kind: str, content: bytes) -> str:
+    """What came where events should have."""
+    excerpt = content.decode(errors="replace")[:LONGEST_EXCERPT].strip()
+    return f"the answer is no stream of events but {kind}: {excerpt}" if excerpt else "the answer is empty"
 
 
 def _request(model: str, answer: Answer, start: float, began: float, kind: str | None, error: str) -> Request:

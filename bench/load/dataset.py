@@ -61,15 +61,18 @@ def load_prompts(data: Data, vocabulary: Vocabulary | None, *, timed: bool, chat
 def _custom(data: Data, path: Path, vocabulary: Vocabulary | None) -> list[Prompt]:
     """JSON lines with a `prompt`, which is sent as it is, and `output_tokens` and `model` where they have them."""
     wanted = data.output_len or data.custom_output_len
+    if not wanted:
+        raise OptionsInvalid("--custom-output-len 0 asks for nothing: give 1 or more, or -1 for each line's own")
     prompts = []
     for number, line in lines(path):
         try:
             row = msgspec.json.decode(line, type=CustomLine)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WorkloadInvalid(f'{path}, line {number}: {error}; a line is {{"prompt": "..."}}') from None
         output_tokens = row.output_tokens if wanted == -1 else wanted
         if not output_tokens or output_tokens < 1:
-            raise WorkloadInvalid(f"{path}, line {number}: no output_tokens; add it, or give --custom-output-len")
+            reason = "no output_tokens" if row.output_tokens is None else f"output_tokens is {row.output_tokens}"
+            raise WorkloadInvalid(f"{path}, line {number}: {reason}; write at least 1, or give --custom-output-len")
         tokens = len(vocabulary.encode(row.prompt, special=True)) if vocabulary else 0
         prompts.append(Prompt(content=row.prompt, tokens=tokens, output_tokens=output_tokens, model=row.model))
     return _shuffled(prompts, data)
@@ -81,7 +84,7 @@ def _sharegpt(data: Data, path: Path, vocabulary: Vocabulary | None) -> list[Pro
         found: list[Any] = msgspec.json.decode(path.read_bytes(), type=list[Any])
     except OSError as error:
         raise WorkloadInvalid(f"{path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WorkloadInvalid(f"{path} is not a JSON list of conversations: {error}") from None
     wanted = data.output_len or data.sharegpt_output_len
     if vocabulary is None and wanted is None:

@@ -38,7 +38,7 @@ async def model_of(target: Target) -> tuple[str, str]:
         ) from None
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise ServerFailed(f"{url} does not answer: {error}. Start the server, or name it by --base-url") from None
-    except (msgspec.DecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ServerFailed(f"{url} lists no model: {error!r}. Name one by --model") from None
     return target.served_model_name or first, root
 
@@ -47,7 +47,7 @@ async def version_of(target: Target) -> dict[str, str]:
     """What /version says, of ours its lane and threads too; empty where there is no such path."""
     try:
         found = await _get(target, f"{target.url}/version")
-    except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
+    except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError, UnicodeDecodeError):
         return {}
     packages = found.get("packages")
     told = found | packages if isinstance(packages, dict) else found

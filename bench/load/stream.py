@@ -61,6 +61,8 @@ class Answer:
         """Of an error event."""
         self.done = False
         """Whether `[DONE]` came."""
+        self.events = 0
+        """Lines with data, whatever they had."""
         self._pieces: list[str] = []
         self._rest = b""
 
@@ -73,12 +75,16 @@ class Answer:
         return self.done or self.finish_reason is not None
 
     def feed(self, data: bytes, now: float) -> int:
-        """Take what was read; returns how many chunks with tokens it had. Raises msgspec.DecodeError."""
+        """Take what was read; returns how many chunks with tokens it had.
+
+        Raises msgspec.DecodeError, or UnicodeDecodeError for what is not UTF-8.
+        """
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         before = len(self.times)
         for line in lines:
             if line.startswith(DATA):
+                self.events += 1
                 self._event(line[len(DATA) :].strip(), now)
         return len(self.times) - before
 

@@ -11,11 +11,11 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from loraplex.bench.errors import Interrupted, OptionsInvalid
+from loraplex.bench.errors import Interrupted, OptionsInvalid, ServerFailed
 from loraplex.bench.load.benchmark import Options, benchmark, check
 from loraplex.bench.load.steps import Steps
 from loraplex.bench.results import result_file
-from loraplex.bench.results.output import prepare
+from loraplex.bench.results.output import file_label, prepare
 from loraplex.bench.results.result import Run
 
 SUMMARY = "sweep.json"
@@ -57,6 +57,8 @@ class Sweep(Struct, frozen=True):
     stopped: str
     """Why it went no further."""
     interrupted: bool = False
+    failed: bool = False
+    """The server stopped answering."""
 
 
 async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Point], None]) -> tuple[Sweep, list[Run]]:
@@ -75,18 +77,24 @@ async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Po
     values = list(steps)
     for index, value in enumerate(values):
         run: Run | None = None
-        with suppress(Interrupted):
-            run = await benchmark(_at(options, steps, value, index))
+        try:
+            with suppress(Interrupted):
+                run = await benchmark(_at(options, steps, value, index))
+        except ServerFailed as error:
+            if not runs:
+                raise
+            return _written(steps, found.points, f"at {value:g}: {error.message}", folder, failed=True), runs
         if run is None or run.interrupted:
             if not runs:
                 raise Interrupted("interrupted before a step was done")
-            return _written(steps, found.points, f"interrupted at {value:g}, which is left out", folder, True), runs
-        name = f"{label}-{steps.over}{value:g}.json"
+            stopped = f"interrupted at {value:g}, which is left out"
+            return _written(steps, found.points, stopped, folder, interrupted=True), runs
+        name = f"{file_label(label)}-{steps.over}{value:g}.json"
         result_file.write(run, folder / name, detailed=options.report.save_detailed)
         runs.append(run)
         points = [*found.points, _point(run, value, name)]
         done(points[-1])
-        reason = saturated(points, steps)
+        reason = run.failure or saturated(points, steps)
         last = "the last step is done" if value == values[-1] else "not finished"
         found = _written(steps, points, reason or last, folder)
         if reason:
@@ -94,8 +102,16 @@ async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Po
     return found, runs
 
 
-def _written(steps: Steps, points: list[Point], stopped: str, folder: Path, interrupted: bool = False) -> Sweep:
-    found = Sweep(steps.over, points, best(points), stopped, interrupted)
+def _written(
+    steps: Steps,
+    points: list[Point],
+    stopped: str,
+    folder: Path,
+    *,
+    interrupted: bool = False,
+    failed: bool = False,
+) -> Sweep:
+    found = Sweep(steps.over, points, best(points), stopped, interrupted, failed)
     (folder / SUMMARY).write_bytes(msgspec.json.format(msgspec.json.encode(found)))
     return found
 
@@ -103,8 +119,6 @@ def _written(steps: Steps, points: list[Point], stopped: str, folder: Path, inte
 def saturated(points: Sequence[Point], steps: Steps) -> str | None:
     """Why the last step was the last that is worth it; None while there may be more."""
     last = points[-1]
-    if not last.completed:
-        return "every request failed"
     if last.request_goodput is not None and last.request_goodput < steps.min_goodput * last.request_throughput:
         share = last.request_goodput / last.request_throughput
         return f"only {share:.0%} of the requests met the objectives"

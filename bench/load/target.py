@@ -70,7 +70,8 @@ class Target:
         if self.base_url is None:
             return
         if not self.base_url.startswith(("http://", "https://")):
-            raise OptionsInvalid(f"--base-url {self.base_url} has no scheme: give http://{self.base_url}")
+            other = self.base_url.split("://")[-1]
+            raise OptionsInvalid(f"--base-url {self.base_url} is not of HTTP: give http://{other}")
         try:
             _ = urlsplit(self.base_url).port
         except ValueError as error:

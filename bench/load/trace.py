@@ -9,6 +9,7 @@ requests that begin with the same ids begin with the same tokens.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def read_trace(path: Path) -> list[Arrival]:
     for number, line in lines(path):
         try:
             arrivals.append(msgspec.json.decode(line, type=Arrival))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WorkloadInvalid(
                 f"{path}, line {number}: {error}; a line is "
                 '{"timestamp": 0, "input_length": 100, "output_length": 20}, with "hash_ids" and "model" if known'
@@ -84,6 +85,7 @@ def lines(path: Path) -> list[tuple[int, bytes]]:
         content = path.read_bytes()
     except OSError as error:
         raise WorkloadInvalid(f"{path}: {error.strerror}") from None
+    content = content.removeprefix(BOM_UTF8)  # which Windows' editors write
     return [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
 
 

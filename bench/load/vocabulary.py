@@ -26,7 +26,7 @@ class Vocabulary:
             file = _find(Path(source))
             self._tokenizer = Tokenizer.from_file(str(file)) if file else Tokenizer.from_pretrained(source)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise OptionsInvalid(
                 f"no tokenizer for {source}: {reason}. Give --tokenizer a folder with tokenizer.json, or a bundle"
             ) from error

@@ -13,6 +13,9 @@ from loraplex.bench.load.options import Report
 from loraplex.bench.results import csv_file, result_file
 from loraplex.bench.results.result import Configuration, Run
 
+LONGEST_LABEL = 50
+"""Characters of a label in a file's name, which has at most 255 bytes, the rate, the model and the date among them."""
+
 
 def check(report: Report) -> None:
     """Make the folders of every file that the flags ask for, before a run whose figures would be lost.
@@ -63,13 +66,18 @@ def write_plots(runs: Sequence[Run], report: Report) -> list[Path]:
 
 def file_name(asked: Configuration) -> str:
     """As vLLM names it."""
-    label, model = asked.label or asked.backend, asked.model_id.split("/")[-1]
+    label, model = file_label(asked.label or asked.backend), asked.model_id.split("/")[-1]
     places = f"-concurrency{asked.max_concurrency}" if asked.max_concurrency is not None else ""
     if asked.ramp_up_strategy is not None:
         rate = f"ramp-up-{asked.ramp_up_strategy}-{asked.ramp_up_start_rps}qps-{asked.ramp_up_end_rps}qps"
     else:
         rate = f"{asked.request_rate}qps"
     return f"{label}-{rate}{places}-{model}-{asked.date}.json"
+
+
+def file_label(label: str) -> str:
+    """A label as part of a file's name: without folders, and not too long."""
+    return label.replace("/", "-")[:LONGEST_LABEL]
 
 
 def command_line(*secrets: str | None) -> str:

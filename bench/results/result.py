@@ -237,3 +237,14 @@ class Run(Struct, kw_only=True):
     """Ended by SIGINT; what has ended by then is all that counts."""
     unfinished: int = 0
     """Requests that were under way then, or not sent yet."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why most requests failed, where that is so: the kind of error that most of them met, and the first of it."""
+        done, failed, kinds = self.totals.completed, self.totals.failed, self.totals.errors_by_kind
+        if failed <= done or not kinds:
+            return None
+        kind = max(kinds, key=lambda each: kinds[each])
+        told = next((each.error for each in self.requests if each.error_kind == kind and each.error), "")
+        share = f"{failed} of {done + failed} requests" if done else "every request"
+        return f"{share} failed: {kind}" + (f": {told.splitlines()[0]}" if told else "")

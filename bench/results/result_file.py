@@ -116,7 +116,7 @@ def read(path: Path) -> list[Run]:
         raise ResultInvalid(f"{path}: {error.strerror}") from error
     try:
         found = msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         lines = [(number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
         if len(lines) < 2:
             raise ResultInvalid(f"{path} is no result of `bench serve`: {error}") from error

@@ -158,6 +158,8 @@ def _series(requests: Sequence[Request], width: float, count: int) -> Series:
 
 def token_times(request: Request) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """When its chunks came, in seconds from the beginning of the run; shape [chunks]."""
+    if not chunks(request):
+        return np.empty(0)
     return request.start + request.ttft + np.cumsum([0.0, *request.itls])
 
 
@@ -172,7 +174,7 @@ def _fullest_second(requests: Sequence[Request]) -> float:
         return 0.0
     begin = min(each.start for each in requests)
     places = np.concatenate([token_times(each) - begin for each in requests]).astype(int)
-    return float(np.bincount(places).max())
+    return float(np.bincount(places).max()) if places.size else 0.0
 
 
 def _peak(requests: Sequence[Request]) -> int:

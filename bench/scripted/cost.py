@@ -28,6 +28,7 @@ import psutil
 from cyclopts import App, Parameter
 from msgspec import Struct
 
+from loraplex.bench.load.flags import AtLeastOne
 from loraplex.bench.machine import processor
 from loraplex.bench.scripted.client import Endpoint, Told
 from loraplex.server.bundle import Bundle
@@ -163,10 +164,10 @@ def row(name: str, server: str, found: Sequence[Measured]) -> str:
 @app.default
 def http(
     *,
-    streams: int = 128,
-    tokens: int = 1024,
-    rates: Annotated[tuple[int, ...], Parameter(negative=())] = (5000, 20000),
-    rounds: int = 3,
+    streams: AtLeastOne = 128,
+    tokens: AtLeastOne = 1024,
+    rates: Annotated[tuple[AtLeastOne, ...], Parameter(negative=())] = (5000, 20000),
+    rounds: AtLeastOne = 3,
     endpoint: Endpoint = "chat",
 ) -> None:
     """Measure what the HTTP layer costs by itself, in front of an engine that computes nothing.

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 MODELS = ("steady", "other", "pairs", "wordy", "no-usage", "refuses", "fails", "cut", "stops", "tells", "babbles")
 PROMPT_TOKENS = 7
+EVENTS = "text/event-stream"
 
 
 class Cut(Exception):
@@ -37,6 +38,10 @@ class Scripted:
     """Method, path, body and authorization of each call."""
     flaky: int = 0
     """Answers of the model `flaky` that fail before the first that does not."""
+    answers: int | None = None
+    """After so many it takes no other connection, and fails what comes over those that it has."""
+    close: Callable[[], None] = lambda: None
+    """Takes no other connection."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -46,21 +51,29 @@ def application(scripted: Scripted) -> Starlette:
         with scripted.lock:
             scripted.bodies.append(body)
             scripted.headers.append(dict(request.headers))
+            if len(scripted.bodies) == scripted.answers:
+                scripted.close()
+            if scripted.answers is not None and len(scripted.bodies) > scripted.answers:
+                return PlainTextResponse("it is dying", 500)
         match body["model"]:
             case "refuses":
                 error = {"message": "Too many wait", "type": "rate_limit_error", "code": "queue_full"}
                 return JSONResponse({"error": error}, 429)
             case "fails":
                 return PlainTextResponse("it broke", 500)
+            case "unstreamed":
+                return JSONResponse({"choices": [{"index": 0, "text": "All at once", "finish_reason": "length"}]})
+            case "latin":
+                return StreamingResponse(_once(b'data: {"choices": [{"text": "\xff"}]}\n\n'), media_type=EVENTS)
+            case "silent":
+                return StreamingResponse(_once(b""), media_type=EVENTS)
             case "flaky" if scripted.flaky:
                 scripted.flaky -= 1
                 return PlainTextResponse("not yet", 503)
             case "hangs":
                 while (await request.receive())["type"] != "http.disconnect":
                     pass
-        return StreamingResponse(
-            _events(body, request.url.path.endswith("chat/completions")), media_type="text/event-stream"
-        )
+        return StreamingResponse(_events(body, request.url.path.endswith("chat/completions")), media_type=EVENTS)
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in MODELS]})
@@ -91,10 +104,16 @@ def application(scripted: Scripted) -> Starlette:
     )
 
 
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
 async def _events(body: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
     model, count = body["model"], body["max_completion_tokens" if chat else "max_tokens"]
     if model == "stops":
         count = min(count, 2)
+    if model == "wordless":
+        count = 0
     if chat:
         yield event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
     for index in range(count):
@@ -134,6 +153,12 @@ def scripted_server() -> Iterator[Scripted]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         server = uvicorn.Server(uvicorn.Config(application(scripted), log_level="critical", lifespan="off"))
+
+        def close() -> None:
+            for each in server.servers:
+                each.close()
+
+        scripted.close = close
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

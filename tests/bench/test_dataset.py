@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,32 @@ def test_a_bad_file_is_refused_with_the_line_and_the_format(
     data = Data(dataset_name=name, dataset_path=path)  # type: ignore[arg-type]
     with pytest.raises(WorkloadInvalid, match=reason):
         load(data, vocabulary)
+
+
+@pytest.mark.parametrize("name", ["trace", "custom", "sharegpt"])
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path, vocabulary: Vocabulary, name: str) -> None:
+    path = tmp_path / "latin.jsonl"
+    fields = b'"timestamp": 0, "input_length": 5, "output_length": 1, "model": "caf\xe9", "prompt": "caf\xe9"'
+    path.write_bytes(b'[{"conversations": [{"value": "caf\xe9"}]}]' if name == "sharegpt" else b"{" + fields + b"}")
+    data = Data(dataset_name=name, dataset_path=path)  # type: ignore[arg-type]
+    with pytest.raises(WorkloadInvalid, match=r"latin\.jsonl.*utf-8"):
+        load(data, vocabulary)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "bom.jsonl"
+    path.write_bytes(BOM_UTF8 + b'{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
+    found = load(Data(dataset_name="custom", dataset_path=path, num_prompts=2, disable_shuffle=True))
+    assert [each.content for each in found] == ["a", "b"]
+
+
+def test_an_answer_has_a_token_at_least(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "none.jsonl", {"prompt": "a", "output_tokens": 0})
+    data = Data(dataset_name="custom", dataset_path=path, custom_output_len=-1)
+    with pytest.raises(WorkloadInvalid, match="line 1: output_tokens is 0"):
+        load(data)
+    with pytest.raises(OptionsInvalid, match="--custom-output-len 0"):
+        load(Data(dataset_name="custom", dataset_path=path, custom_output_len=0))
 
 
 @pytest.mark.parametrize("name", ["trace", "custom", "sharegpt"])

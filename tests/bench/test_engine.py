@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 
 from loraplex.bench.lanes.engine_table import tables
 from loraplex.bench.results.result_file import read
+from loraplex.server.machine import usable_cores
 from tests.bench.conftest import DEMO
 from tests.bench.runs import make_run
 from tests.cli import Cli
@@ -89,6 +94,36 @@ def test_what_cannot_be_measured_is_refused(cli: Cli, flags: tuple[str, ...], me
     ended = cli("bench", "engine", DEMO, *flags)
     assert ended.status == 2
     assert message in ended.err
+
+
+@pytest.mark.slow
+def test_a_benchmark_that_is_terminated_leaves_no_folder(tmp_path: Path) -> None:
+    shutil.copytree(DEMO, tmp_path / "demo")
+    command = [sys.executable, "-m", "loraplex.server", "bench", "engine", str(tmp_path / "demo"), "--rounds", "1000"]
+    flags = ["--random-adapters", "4", "--lane", "batched", "--threads", "1", "--concurrency", "1"]
+    with subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".bench-*/*")):
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline, "it made no folder"
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(60)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+
+
+def test_more_threads_than_cores_are_told(cli: Cli) -> None:
+    threads = usable_cores() + 1
+    ended = cli("bench", "engine", DEMO, *SHORT[:-4], "--threads", str(threads), "--lane", "batched")
+    assert ended.status == 0
+    assert ended.err.startswith(f"warning: --threads {threads} wait for each other on the {threads - 1} cores")
+
+
+def test_a_measurement_of_nothing_is_refused(cli: Cli) -> None:
+    for flag in ("--streams", "--tokens", "--rates", "--rounds"):
+        ended = cli("bench", "http", flag, "0")
+        assert ended.status == 2
+        assert f'Invalid value "0" for {flag}. Must be >= 1.' in ended.out + ended.err
 
 
 def test_what_is_no_bundle_is_named(cli: Cli, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,10 +89,77 @@ def test_errors_are_counted_by_kind_and_do_not_end_the_run(
     assert run.adapters["refuses"].completed == 0
 
 
-def test_a_run_without_any_success_fails(cli: Cli, scripted: Scripted, questions: Path) -> None:
-    ended = cli(*custom(scripted, questions, prompts=2), "--model", "refuses")
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("refuses", "http_429:queue_full: Too many wait"),
+        ("unstreamed", 'no_stream: the answer is no stream of events but application/json: {"choices":[{"index":0,'),
+        ("silent", "no_stream: the answer is empty"),
+        ("latin", "broken_stream: a chunk is not what the API says: 'utf-8' codec can't decode byte 0xff"),
+        ("cut", "broken_stream: the connection ended in the middle of the answer"),
+    ],
+)
+def test_a_run_without_any_success_fails(
+    cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path, model: str, reason: str
+) -> None:
+    command = [*custom(scripted, questions, prompts=2), "--model", model]
+    ended = cli(*command)
     assert ended.status == 1
-    assert "every request failed" in ended.err
+    assert ended.err.startswith(f"loraplex: every request failed: {reason}")
+    ended = cli("bench", "sweep", *command[2:], "--values", "1", "2", "--result-dir", tmp_path)
+    assert ended.status == 1
+    assert f"every request failed: {reason}" in ended.out
+
+
+def test_answers_without_a_token_have_no_throughput(
+    cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path
+) -> None:
+    saving = ("--save-result", "--result-dir", tmp_path, "--result-filename", "run.json")
+    ended = cli(*custom(scripted, questions), "--model", "wordless", "--html", tmp_path / "run.html", *saving)
+    assert ended.status == 0, ended.err
+    (run,) = read(tmp_path / "run.json")
+    assert (run.totals.completed, run.totals.total_output_tokens) == (12, 0)
+    assert run.totals.output_throughput == run.totals.max_output_tokens_per_s == 0
+    assert sum(run.timeline.adapters["wordless"].output_tokens) == 0
+
+
+def test_a_label_is_no_folder_and_not_too_long(cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for label in ("a/b", "long" * 100):
+        saving = ("--save-result", "--result-dir", folder, "--label", label)
+        ended = cli(*custom(scripted, questions, prompts=1), *saving)
+        assert ended.status == 0, ended.err
+        sweep = ("bench", "sweep", *custom(scripted, questions, prompts=1)[2:], "--values", "1", *saving)
+        assert cli(*sweep).status == 0
+    found = sorted(path.name for path in folder.iterdir() if path.name != "sweep.json")
+    assert [name.split("-")[:2] for name in found[:2]] == [["a", "b"], ["a", "b"]]
+    assert len(found) == 4
+    assert {read(folder / name)[0].configuration.label for name in found} == {"a/b", "long" * 100}
+
+
+def test_details_that_no_file_gets_are_a_warning(cli: Cli, scripted: Scripted, questions: Path) -> None:
+    ended = cli(*custom(scripted, questions, prompts=1), "--save-detailed")
+    assert ended.status == 0
+    assert ended.err == "warning: --save-detailed writes no file without --save-result\n"
+
+
+def test_more_requests_than_files_may_be_open_are_told(scripted: Scripted, questions: Path) -> None:
+    command = [sys.executable, "-m", "loraplex.server", *map(str, custom(scripted, questions, prompts=100))]
+    few = (resource.RLIMIT_NOFILE, (40, 80))
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, preexec_fn=lambda: resource.setrlimit(*few)
+    )
+    assert "warning: 100 requests may be under way at once, and this process may open 80 files" in ended.stderr
+    assert "or give --max-concurrency 16" in ended.stderr
+    ended = subprocess.run(
+        [*command, "--max-concurrency", "16"],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(*few),
+    )
+    assert (ended.returncode, "warning" in ended.stderr) == (0, False), ended.stderr
+    assert "Successful requests:                     100" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -214,6 +284,30 @@ def test_a_sweep_goes_up_to_the_last_step_or_to_saturation(
     found = json.loads((tmp_path / "sweep.json").read_text())
     assert [point["value"] for point in found["points"]] == [50]
     assert found["stopped"] == "only 0% of the requests met the objectives"
+
+
+@pytest.mark.parametrize(
+    ("answers", "steps", "stopped"),
+    [
+        (16, 1, "at 2: {url} cannot be reached: "),  # all of the first step
+        (20, 2, "12 of 16 requests failed: http_500: it is dying"),
+    ],
+)
+def test_a_sweep_keeps_what_it_measured_before_the_server_died(
+    cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path, answers: int, steps: int, stopped: str
+) -> None:
+    scripted.answers = answers
+    command = ["sweep" if each == "serve" else each for each in custom(scripted, questions, prompts=16)]
+    page = tmp_path / "sweep.html"
+    ended = cli(*command, "--model", "steady", "--values", "1", "2", "4", "--result-dir", tmp_path, "--html", page)
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(found["points"]) == steps
+    assert found["stopped"].startswith(stopped.format(url=scripted.url))
+    assert found["best"] == 1
+    assert found["failed"] == (steps == 1)
+    assert ended.status == (1 if steps == 1 else 0)
+    assert f"{found['stopped']}; best at concurrency 1" in ended.out
+    assert "<svg" in page.read_text()
 
 
 def test_a_trace_is_replayed_at_its_times(cli: Cli, scripted: Scripted, tmp_path: Path) -> None:
@@ -344,6 +438,7 @@ def test_a_port_that_the_base_url_overrules_is_told(cli: Cli, scripted: Scripted
         (("--random-input-len", "1"), "raise it"),
         (("--seed", "-1"), "Must be >= 0"),
         (("--base-url", "127.0.0.1:8000"), "give http://127.0.0.1:8000"),
+        (("--base-url", "ftp://127.0.0.1:8000"), "give http://127.0.0.1:8000"),
         (("--base-url", "http://127.0.0.1:8000/v1"), "ends with /v1"),
         (("--base-url", "http://127.0.0.1:80000"), "out of range"),
     ],
