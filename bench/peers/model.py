@@ -1,7 +1,8 @@
 """A random-weight Llama of Qwen2.5-0.5B's shape with eight adapters, as a bundle: what servers are compared with.
 
-    python -m loraplex.bench.peers.model WORK [--layers 24]
+    python -m loraplex.bench.peers.model WORK [--layers 24] [--large]
 
+`--large` takes TinyLlama's shape instead, 1.0B parameters with this vocabulary.
 Writes WORK/checkpoint, WORK/adapters/0 to 7 (PEFT) and WORK/bundle. Every id has a tokenizer entry of its own that
 both loraplex and llama.cpp read: a byte-level BPE of the 256 bytes and pairs of printable ASCII characters.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from itertools import islice, product
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from cyclopts import App
 
 from loraplex.build.assembly import build_bundle
 
-SHAPE = {
+Shape = Mapping[str, int | bool]
+SHAPE: dict[str, int | bool] = {
     "vocab_size": 8192,
     "hidden_size": 896,
     "intermediate_size": 4864,
@@ -30,6 +33,13 @@ SHAPE = {
     "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
+LARGE = SHAPE | {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+"""TinyLlama's, with 22 layers."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SPECIAL = ("<s>", "</s>", "<pad>")
 ADAPTERS = 8
@@ -57,36 +67,36 @@ def make_tokenizer(folder: Path, size: int) -> None:
     )
 
 
-def make_checkpoint(folder: Path, layers: int) -> None:
+def make_checkpoint(folder: Path, layers: int, shape: Shape) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama", num_hidden_layers=layers, **SHAPE)
+    config = AutoConfig.for_model("llama", num_hidden_layers=layers, **shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float16)
     model.save_pretrained(folder)
-    make_tokenizer(folder, SHAPE["vocab_size"])
+    make_tokenizer(folder, shape["vocab_size"])
 
 
-def make_adapter(folder: Path, checkpoint: Path, layers: int, seed: int) -> None:
+def make_adapter(folder: Path, checkpoint: Path, layers: int, shape: Shape, seed: int) -> None:
     """PEFT's two files, with random weights small enough to leave the base's answers sane."""
     import torch
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    hidden, middle = SHAPE["hidden_size"], SHAPE["intermediate_size"]
-    keys = SHAPE["num_key_value_heads"] * SHAPE["head_dim"]
-    shapes = {"q_proj": (hidden, hidden), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
-    shapes |= {"o_proj": (hidden, hidden), "gate_proj": (hidden, middle), "up_proj": (hidden, middle)}
-    shapes |= {"down_proj": (middle, hidden)}
+    hidden, middle = shape["hidden_size"], shape["intermediate_size"]
+    keys = shape["num_key_value_heads"] * shape["head_dim"]
+    sizes = {"q_proj": (hidden, hidden), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
+    sizes |= {"o_proj": (hidden, hidden), "gate_proj": (hidden, middle), "up_proj": (hidden, middle)}
+    sizes |= {"down_proj": (middle, hidden)}
     random = torch.Generator().manual_seed(seed)
     weights = {}
     for layer, linear in product(range(layers), LINEARS):
-        rows, columns = shapes[linear]
+        rows, columns = sizes[linear]
         block = "self_attn" if linear in LINEARS[:4] else "mlp"
-        for side, shape in (("A", (RANK, rows)), ("B", (columns, RANK))):
+        for side, size in (("A", (RANK, rows)), ("B", (columns, RANK))):
             name = f"base_model.model.model.layers.{layer}.{block}.{linear}.lora_{side}.weight"
-            weights[name] = torch.randn(shape, generator=random) * 0.01
+            weights[name] = torch.randn(size, generator=random) * 0.01
     folder.mkdir(parents=True, exist_ok=True)
     LoraConfig(
         r=RANK,
@@ -100,15 +110,17 @@ def make_adapter(folder: Path, checkpoint: Path, layers: int, seed: int) -> None
 
 
 @app.default
-def main(work: Path, /, *, layers: int = 24) -> None:
+def main(work: Path, /, *, layers: int | None = None, large: bool = False) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    shape = LARGE if large else SHAPE
+    layers = layers or (22 if large else 24)
     checkpoint = work / "checkpoint"
     config = checkpoint / "config.json"
     if not config.is_file() or json.loads(config.read_text())["num_hidden_layers"] != layers:
-        make_checkpoint(checkpoint, layers)
+        make_checkpoint(checkpoint, layers, shape)
     adapters = {str(seed): work / "adapters" / str(seed) for seed in range(ADAPTERS)}
     for name, folder in adapters.items():
-        make_adapter(folder, checkpoint, layers, int(name))
+        make_adapter(folder, checkpoint, layers, shape, int(name))
     build_bundle(checkpoint, adapters, work / "bundle", name="base", precision="int4", head="int8")
 
 

@@ -29,7 +29,7 @@ from loraplex.server.machine import available_memory
 
 LONGEST_SLICE = 256
 """Prompt tokens; more at once are no faster a token."""
-SLICE_SECONDS = 0.08
+SLICE_SECONDS = 0.1
 """How long running streams may wait for a slice of a prompt."""
 LONGER_SLICE = 0.25
 """Of a slice by which one may be longer where that saves a pass: a few tokens cost nearly as much as many."""
@@ -195,9 +195,18 @@ class BatchedLane:
         return math.ceil(left / max(1, math.ceil(slices)))
 
     def _next_to_prefill(self) -> Sequence:
-        """The prompt of the adapter with the fewest streams goes first, so that a busy one does not hold up another."""
+        """The prompt of the adapter with the fewest streams goes first, so that a busy one does not hold up another.
+
+        Of several, one that was begun and that this slice ends: in turn by slice, all would end as late as the last. A
+        fresh one takes its turn, so that a long prompt waits for two slices of each other adapter at most.
+        """
         streams = Counter(row.adapter for row in self._rows.decoding)
-        return min(self._prefilling.heads(), key=lambda sequence: streams[sequence.adapter])
+        return min(self._prefilling.heads(), key=lambda head: (streams[head.adapter], not self._is_almost_done(head)))
+
+    def _is_almost_done(self, sequence: Sequence) -> bool:
+        left = len(sequence.prompt) - sequence.filled
+        every = sequence.chooser.sampling.prompt_logprobs is not None
+        return sequence.filled > 0 and self._slice_tokens(left, every) == left
 
     def _decode(self) -> list[Output]:
         sequences = self._rows.decoding

@@ -12,6 +12,7 @@ import pytest
 from onnxruntime import AdapterFormat, OrtValue
 
 from loraplex.server.bundle import AdapterManifest, Bundle
+from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Sampling, Submit
@@ -55,6 +56,42 @@ def test_a_flood_of_one_adapter_costs_another_one_slice(llama: Model) -> None:
     lane.submit(Submit(9, "four", LONG[:8], 4, ENDLESS))
     first = [output.sequence for _ in range(2) for output in lane.step()]
     assert first == [9]
+
+
+def test_prompts_of_many_adapters_end_one_after_the_other(llama: Model) -> None:
+    """Two slices each: the first stream begins before the second prompt does."""
+    lane = batched(llama)
+    names = [f"copy-{index}" for index in range(8)]
+    for name in names:
+        folder = llama.bundle.adapter("four")
+        lane.load_adapter(name, folder, check_adapter(folder, llama.bundle.manifest.base))
+    for index, name in enumerate(names):
+        lane.submit(Submit(index, name, LONG[:16], 40, ENDLESS))
+    begun: dict[int, int] = {}
+    for step in range(1, 17):
+        for output in lane.step():
+            begun.setdefault(output.sequence, step)
+    assert begun == {index: 2 * index + 2 for index in range(8)}
+
+
+@pytest.mark.parametrize("tokens", [8, 16])
+def test_short_prompts_without_end_do_not_keep_a_long_one_waiting(llama: Model, tokens: int) -> None:
+    """Their answers have one token, so that their adapter never has a stream; each takes one slice or two."""
+    lane, random = batched(llama), np.random.default_rng(5)
+    lane.submit(Submit(0, "four", LONG, 4, ENDLESS))
+    answered = waited = 0
+    found = {0: False}
+    while not found[0]:
+        if len(found) == answered + 1:
+            found[len(found)] = False
+            prompt = [int(token) for token in random.integers(8, 150, tokens)]
+            lane.submit(Submit(len(found) - 1, "nine", prompt, 1, ENDLESS))
+        for output in lane.step():
+            found[output.sequence] = True
+            answered += output.sequence != 0
+        waited += 1
+        assert waited <= len(LONG) // 8 * (1 + tokens // 8), "one slice of its own after each prompt of the other"
+    assert answered >= len(LONG) // 8 - 2, "only its last slice comes before a turn of the other"
 
 
 def test_bad_requests_are_told_one_by_one(llama: Model) -> None:

@@ -20,6 +20,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "huge_pages.h"
@@ -32,6 +33,7 @@ using namespace loraplex;
 
 constexpr uint32_t kApiVersion = 22;
 constexpr size_t kTaskProducts = 1 << 16;   // multiplications that are worth a task of their own
+constexpr size_t kMostTasks = 64;
 constexpr size_t kAloneProducts = 1 << 16;  // fewer are not worth a second thread
 constexpr size_t kAloneValues = 1 << 14;    // nor is quantizing fewer values
 
@@ -138,7 +140,10 @@ OrtStatus* Run(const State& state, OrtKernelContext* context) {
   }
 
   const size_t groups = w.groups();
-  const size_t wanted = std::min(std::max(call.rows * w.n * w.k / kTaskProducts, size_t(1)), size_t(64));
+  // Of few rows, tasks are as large as threads allow, because each begins with its adapters' B.
+  static const size_t few = std::min(kMostTasks, 4 * size_t(std::max(std::thread::hardware_concurrency(), 1u)));
+  const size_t most = tiles == 1 ? few : kMostTasks;
+  const size_t wanted = std::min(std::max(call.rows * w.n * w.k / kTaskProducts, size_t(1)), most);
   call.groups_a_task = (groups + wanted - 1) / wanted;
   return ForEach(state, context, (groups + call.groups_a_task - 1) / call.groups_a_task, call.rows * w.n * w.k,
                  kAloneProducts, [&](size_t task) { call.RunColumns(task); });

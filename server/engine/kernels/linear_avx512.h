@@ -29,21 +29,28 @@ inline void Quantize(const float* x, size_t k, const Tile& tile, size_t row) {
 template <int Rows>
 inline void Up(const int32_t* down, const float* scales, const int8_t* b, const float* b_scales, size_t pairs,
                size_t group, size_t groups, float* up) {
+  constexpr int kSums = Rows <= 4 ? 2 : 1;  // of few rows, one product need not wait for the one before
   b += group * pairs * 2 * kBlockB;
   for (size_t last = group + groups; group < last; ++group, up += kTile * kColumns) {
     __m512 sums[Rows];
     for (int m = 0; m < Rows; ++m) sums[m] = _mm512_setzero_ps();
     for (size_t begin = 0; begin < pairs; begin += kPairs) {
-      __m512i dots[Rows];
-      for (int m = 0; m < Rows; ++m) dots[m] = _mm512_setzero_si512();
-      for (size_t pair = begin; pair < std::min(begin + kPairs, pairs); ++pair, b += 2 * kBlockB) {
-        const __m512i both = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
-        const int32_t* from = down + pair * kTile;
-        for (int m = 0; m < Rows; ++m) dots[m] = _mm512_dpwssd_epi32(dots[m], both, _mm512_set1_epi32(from[m]));
+      __m512i dots[kSums][Rows];
+      for (int i = 0; i < kSums; ++i)
+        for (int m = 0; m < Rows; ++m) dots[i][m] = _mm512_setzero_si512();
+      for (size_t pair = begin; pair < std::min(begin + kPairs, pairs); pair += kRanks / 2) {
+        for (int i = 0; i < int(kRanks / 2); ++i, b += 2 * kBlockB) {
+          const __m512i both = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(b)));
+          const int32_t* from = down + (pair + i) * kTile;
+          __m512i* to = dots[i % kSums];
+          for (int m = 0; m < Rows; ++m) to[m] = _mm512_dpwssd_epi32(to[m], both, _mm512_set1_epi32(from[m]));
+        }
       }
+      if constexpr (kSums == 2)
+        for (int m = 0; m < Rows; ++m) dots[0][m] = _mm512_add_epi32(dots[0][m], dots[1][m]);
       for (int m = 0; m < Rows; ++m) {
         const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(b_scales[group]), _mm512_set1_ps(scales[m]));
-        sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), scale, sums[m]);
+        sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[0][m]), scale, sums[m]);
       }
     }
     for (int m = 0; m < Rows; ++m) _mm512_storeu_ps(up + m * kColumns, sums[m]);

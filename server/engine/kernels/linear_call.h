@@ -15,8 +15,8 @@ constexpr size_t kMaxProjections = 8;
 constexpr size_t kRowBlock = 64;            // rows whose activations stay in the cache while weights pass
 constexpr size_t kRunsAtOnce = 64;          // of K that a product adds up before the next group's turn,
 constexpr size_t kNear = 20 << 10;          // if more activations than these of a tile would leave the nearest cache
-constexpr size_t kGroupsAtOnce = 64 / kColumns;
-constexpr size_t kUp = kGroupsAtOnce * kTile * kColumns;  // values that adapters add to these columns of a tile
+constexpr size_t kUp = 8 << 10;             // values that adapters add which are kept at once
+constexpr size_t kStream = 512 << 10;       // bytes of weights that pass in between
 constexpr size_t kChunk = 4 * kBlockA;      // values of K that a task adds up for A
 
 // The weights, and which projections of an adapter they are packed of: `count` from the one at `first` on, which end at
@@ -109,40 +109,54 @@ struct Call {
     const Weights& w = layer.weights;
     const size_t first = task * groups_a_task, last = std::min(first + groups_a_task, w.groups());
     for (size_t begin = first, end; begin < last; begin = end) {
-      // A lone row waits for its weights alone: the less there is between them the better.
-      end = std::min(begin + (rows == 1 ? 1 : kGroupsAtOnce), last);
+      end = std::min(begin + GroupsAtOnce(), last);
       if (ranks != 0) end = std::min(end, layer.ends[layer.projection(begin)] / kColumns);
       for (size_t block = 0; block < rows; block += kRowBlock) RunProducts(begin, end, block);
     }
   }
 
+  // Groups of columns for which what adapters add is kept. Of their weights no more than leaves what was asked for in the
+  // cache.
+  size_t GroupsAtOnce() const {
+    const size_t tiles_at_once = (std::min(rows, kRowBlock) + kTile - 1) / kTile;
+    const size_t bytes = layer.weights.k / kRun * kRunBytes;
+    return std::max(std::min(kUp / (tiles_at_once * kTile * kColumns), kStream / bytes), size_t(1));
+  }
+
   // Groups begin .. end of one projection, for at most kRowBlock rows. What is added up of K at once stays in the nearest
-  // cache. What adapters add is computed first, for all groups, and kept aside: to find them between products costs more.
+  // cache. What adapters add is computed first, for all groups, and kept aside: a product of few rows waits for its weights
+  // alone, and each time that something else comes between them it waits longer.
   void RunProducts(size_t begin, size_t end, size_t block) const {
     const Weights& w = layer.weights;
-    const size_t last = std::min(block + kRowBlock, rows), in_block = w.block / kRun;
-    const bool whole = std::min(rows, kTile) * w.k <= kNear || in_block > kRunsAtOnce;
-    const size_t most = whole ? w.k / kRun : kRunsAtOnce / in_block * in_block;
-    float up[kRowBlock / kTile * kUp];
+    const size_t last = std::min(block + kRowBlock, rows), of_tile = (end - begin) * kTile * kColumns;
+    const size_t most = RunsAtOnce();
+    float up[kUp];
     Ahead ahead;
     if (ranks != 0) {
-      for (size_t row = block; row < last; row += kTile)
-        RunUp(row / kTile, begin, end, up + (row - block) / kTile * kUp);
+      for (size_t row = block; row < last; row += kTile) RunUp(row / kTile, begin, end, up + (row - block) / kTile * of_tile);
       if (rows != 1) Plan(begin, end, block, last, &ahead);
     }
-    for (size_t run = 0, runs; run < w.k / kRun; run += runs) {
-      runs = std::min(most, w.k / kRun - run);
-      const bool ends = ranks != 0 && run + runs == w.k / kRun;
-      for (size_t group = begin; group < end; ++group)
+    for (size_t group = begin; group < end; ++group)
+      for (size_t run = 0, runs; run < w.k / kRun; run += runs) {
+        runs = std::min(most, w.k / kRun - run);
+        const bool ends = ranks != 0 && run + runs == w.k / kRun;
         for (size_t row = block; row < last; row += kTile) {
           const size_t tile = row / kTile;
           float* to = y + row * w.n + group * kColumns;
-          const float* of_tile = up + (row - block) / kTile * kUp + (group - begin) * kTile * kColumns;
-          const float* adds = ends && first_spans[tile] != first_spans[tile + 1] ? of_tile : nullptr;
+          const float* of_group = up + (row - block) / kTile * of_tile + (group - begin) * kTile * kColumns;
+          const float* adds = ends && first_spans[tile] != first_spans[tile + 1] ? of_group : nullptr;
           if (ranks != 0) ahead.Ask();
           WithRows<kTile>(last - row, [&](auto m) { Product<m>(w, group, run, runs, tiles[tile], to, w.n, adds); });
         }
-    }
+      }
+  }
+
+  // Whole blocks.
+  size_t RunsAtOnce() const {
+    const Weights& w = layer.weights;
+    const size_t in_block = w.block / kRun;
+    const bool whole = std::min(rows, kTile) * w.k <= kNear || in_block > kRunsAtOnce;
+    return whole ? w.k / kRun : kRunsAtOnce / in_block * in_block;
   }
 
   // What adapters add to groups begin .. end of a tile, to `up` [groups, kTile, kColumns].
@@ -167,11 +181,12 @@ struct Call {
     }
   }
 
-  // Of each adapter, the B of the groups that follow, and of what the next layer begins with as much as of this one is
-  // done.
+  // Of each adapter, the B of the groups that follow, and of what the next layer begins with, A and the B of some columns,
+  // as much as of this one is done.
   void Plan(size_t begin, size_t end, size_t block, size_t last, Ahead* ahead) const {
-    const size_t groups = layer.weights.groups(), after = std::min(end + kGroupsAtOnce, groups);
+    const size_t groups = layer.weights.groups(), after = std::min(end + (end - begin), groups);
     const size_t first_tile = block / kTile, last_tile = (last + kTile - 1) / kTile;
+    const size_t runs = layer.weights.k / kRun, parts = (runs + RunsAtOnce() - 1) / RunsAtOnce();
     for (size_t i = first_spans[first_tile]; i < first_spans[last_tile]; ++i) {
       const Projection* adapter = spans[i].adapter;
       if (i != 0 && spans[i - 1].adapter == adapter) continue;
@@ -180,10 +195,10 @@ struct Call {
         ahead->Add(adapter[layer.first + p].b + (end - layer.first_group(p)) * of_group, (after - end) * of_group);
       }
       const Projection& next = adapter[layer.first + layer.count];
-      const size_t bytes = size_t(next.b - next.a);
+      const size_t bytes = size_t(next.b - next.a) + size_t(next.rank) * (kUp / kTile);
       ahead->Add(next.a + bytes * begin / groups, bytes * end / groups - bytes * begin / groups);
     }
-    ahead->Spread((end - begin) * (last_tile - first_tile));
+    ahead->Spread((end - begin) * (last_tile - first_tile) * parts);
   }
 };
 
