@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 from pathlib import Path
-
-import psutil
 
 from loraplex.build import awq
 from loraplex.build.errors import BuildFailed
@@ -15,10 +12,10 @@ from loraplex.build.planned_step import Step
 from loraplex.build.record import folder_bytes
 from loraplex.build.specification import BaseSpec
 from loraplex.build.step import Outcome
+from loraplex.server.machine import available_memory, total_memory
 
 _FULL = 1_000_000
 """Bytes: with fewer than these left, a process that said nothing could not write what it had to say."""
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 def reason(step: Step, outcome: Outcome | None, status: int | None, peak: int) -> str:
@@ -90,9 +87,4 @@ def _base(step: Step) -> Path:
 
 
 def _memory() -> str:
-    memory = psutil.virtual_memory()
-    total = memory.total
-    # ValueError: a container without a limit.
-    with contextlib.suppress(OSError, ValueError):
-        total = min(total, int(_CGROUP.read_text()))
-    return f"this machine has {size(total)}, {size(min(memory.available, total))} of them free"
+    return f"this machine has {size(total_memory())}, {size(available_memory())} of them free"

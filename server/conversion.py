@@ -19,6 +19,8 @@ import psutil
 
 from loraplex.server.bundle import ADAPTER_MANIFEST, AdapterManifest, read_adapter_manifest
 from loraplex.server.errors import AdapterInvalid, StorageFailed
+from loraplex.server.machine import available_memory, usable_cores
+from loraplex.server.room import Room
 from loraplex.server.store import Store
 
 PEFT_CONFIG = "adapter_config.json"
@@ -29,31 +31,46 @@ TIMEOUT = 120.0
 """Seconds that one may take on a machine that has other things to do."""
 ROOM = 2**16
 """Bytes beside the weights."""
+LIBRARIES = 100 * 2**20
+"""Bytes of memory that one takes for itself."""
+COPIES = 8
+"""Times the size of its weights that one takes besides, at most: float16 weights are scaled in float32."""
 REASON = 500
 """Characters of what went wrong that a client gets."""
 
 
-async def take_over(store: Store, bundle: Path, name: str, source: Path, target: Path) -> None:
-    """A copy of the adapter in `source` at `target`, converted where it is PEFT's.
-
-    Raises AdapterInvalid and StorageFailed.
+class Conversions:
+    """Brings adapters into one store. Half of the cores and of the free memory are for conversions, the others for the
+    engine: what finds no room waits for its turn.
     """
-    if (source / ADAPTER_MANIFEST).is_file() or not (source / PEFT_CONFIG).is_file():
-        manifest = await asyncio.to_thread(_read_manifest, name, source)
-        files = [ADAPTER_MANIFEST, manifest.file]
-        if manifest.chat_template:
-            files.append(manifest.chat_template)
-        await asyncio.to_thread(store.copy, name, source, files, target)
-        return
-    peft = target.with_name(".peft")  # no adapter can have this name
-    await asyncio.to_thread(store.copy, name, source, [PEFT_CONFIG, PEFT_WEIGHTS], peft)
-    try:
-        await convert(bundle, peft, target, name)
-    except AdapterInvalid:
-        # What the library that writes the file says of a full disk differs from one system to another.
-        await asyncio.to_thread(_check_room, name, peft)
-        raise
-    await asyncio.to_thread(shutil.rmtree, peft)
+
+    def __init__(self, store: Store, bundle: Path) -> None:
+        self._store = store
+        self._bundle = bundle
+        self._room = Room(max(1, usable_cores() // 2), lambda: available_memory() // 2)
+
+    async def take_over(self, name: str, source: Path, target: Path) -> None:
+        """A copy of the adapter in `source` at `target`, converted where it is PEFT's.
+
+        Raises AdapterInvalid and StorageFailed.
+        """
+        if (source / ADAPTER_MANIFEST).is_file() or not (source / PEFT_CONFIG).is_file():
+            manifest = await asyncio.to_thread(_read_manifest, name, source)
+            files = [ADAPTER_MANIFEST, manifest.file]
+            if manifest.chat_template:
+                files.append(manifest.chat_template)
+            await asyncio.to_thread(self._store.copy, name, source, files, target)
+            return
+        peft = target.with_name(".peft")  # no adapter can have this name
+        await asyncio.to_thread(self._store.copy, name, source, [PEFT_CONFIG, PEFT_WEIGHTS], peft)
+        try:
+            async with self._room.take(LIBRARIES + COPIES * (peft / PEFT_WEIGHTS).stat().st_size):
+                await convert(self._bundle, peft, target, name)
+        except AdapterInvalid:
+            # What the library that writes the file says of a full disk differs from one system to another.
+            await asyncio.to_thread(_check_room, name, peft)
+            raise
+        await asyncio.to_thread(shutil.rmtree, peft)
 
 
 async def convert(bundle: Path, peft: Path, target: Path, name: str) -> None:

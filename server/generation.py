@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -12,12 +12,11 @@ from loraplex.server.admission import Admission, Ticket
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.engine.messages import Finish, Guide, Logprobs, Output, Sampling
 from loraplex.server.errors import ContextLengthExceeded, DeadlineExceeded, LoraplexError
-from loraplex.server.metrics import Metrics
 from loraplex.server.model import Model
 from loraplex.server.text.detokenizer import Detokenizer
 from loraplex.server.text.stop import StopStrings
 from loraplex.server.text.tokenizer import Text
-from loraplex.server.timing import Clock
+from loraplex.server.timing import Clocks
 
 
 class Job(Struct, frozen=True):
@@ -49,31 +48,42 @@ class Delta(Struct, frozen=True):
     """One for each token, where asked for."""
     cached: int = 0
     """Prompt tokens that had not to be computed; in the first piece with tokens."""
-    more: bool = False
-    """The next piece is there already."""
     prompt_logprobs: list[Logprobs] | None = None
     """One for each token of the prompt but the first, where asked for; in the first piece with tokens."""
+    more: bool = False
+    """The next piece follows at once."""
 
 
 class Generation:
     """Runs jobs."""
 
-    def __init__(self, engine: EngineClient, admission: Admission, text: Text, metrics: Metrics) -> None:
+    def __init__(self, engine: EngineClient, admission: Admission, text: Text, clocks: Clocks) -> None:
         self._engine = engine
         self._admission = admission
         self._text = text
-        self._metrics = metrics
+        self._clocks = clocks
 
-    async def run(self, job: Job, ticket: Ticket, deadline: float | None = None) -> AsyncGenerator[Delta, None]:
-        """The answer as it comes; closing the iterator cancels the work.
+    async def run(self, job: Job, ticket: Ticket, take: Callable[[Delta], None], deadline: float | None = None) -> None:
+        """Give the answer to `take` as it comes; cancelling this cancels the work.
 
-        Releases the ticket as soon as the engine is done, so that a slow reader keeps no one waiting. `deadline` is in
-        seconds of the event loop's clock. Raises NotReady, EngineFailed or DeadlineExceeded.
+        Releases the ticket as soon as the engine is done. `deadline` is in seconds of the event loop's clock. Raises
+        NotReady, EngineFailed, DeadlineExceeded and what `take` does.
         """
-        clock = Clock(self._metrics, job.model.name, job.arrived, len(job.prompt))
+        clock = self._clocks.start(job.model.name, job.arrived, len(job.prompt))
         decoding = _Decoding(self._text, job)
         ended: Literal["stop", "length", "error", "timeout", "cancelled"] = "cancelled"
         timer: asyncio.TimerHandle | None = None
+
+        def pass_on(output: Output, more: bool) -> bool:
+            nonlocal ended
+            delta = decoding.decode(output, more)
+            take(delta)
+            clock.tokens(len(delta.tokens), delta.cached)
+            if delta.finish is None:
+                return True
+            ended = delta.finish
+            return False
+
         try:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -88,19 +98,13 @@ class Generation:
                 max_tokens=job.max_tokens,
                 sampling=job.sampling,
                 guide=job.guide,
+                take=pass_on,
                 on_end=lambda: self._admission.release(ticket),
             ) as stream:
                 if deadline is not None:
                     loop = asyncio.get_running_loop()
                     timer = loop.call_at(deadline, self._engine.fail, stream, _late("was being answered"))
-                async for output in stream:
-                    delta = decoding.decode(output, more=stream.waiting)
-                    clock.tokens(len(delta.tokens), delta.cached)
-                    if delta.finish:
-                        ended = delta.finish
-                    yield delta
-                    if delta.finish:
-                        return
+                await stream.over()
         except LoraplexError as error:
             ended = "timeout" if isinstance(error, DeadlineExceeded) else "error"
             clock.failed(error.code)
@@ -121,7 +125,7 @@ class _Decoding:
         self._stop = StopStrings(job.stop, include=job.include_stop)
         self._include_stop = job.include_stop
 
-    def decode(self, output: Output, *, more: bool) -> Delta:
+    def decode(self, output: Output, more: bool) -> Delta:
         # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
         ends = output.finish == "stop" and not self._include_stop
         visible = output.tokens[:-1] if ends else output.tokens
@@ -135,12 +139,12 @@ class _Decoding:
                     "stop",
                     (output.logprobs or [])[:count],
                     output.cached,
-                    prompt_logprobs=output.prompt_logprobs,
+                    output.prompt_logprobs,
                 )
         if output.finish:
             text += self._stop.flush()
         logprobs = output.logprobs or []
-        return Delta(text, output.tokens, output.finish, logprobs, output.cached, more, output.prompt_logprobs)
+        return Delta(text, output.tokens, output.finish, logprobs, output.cached, output.prompt_logprobs, more)
 
 
 def _late(state: str) -> DeadlineExceeded:

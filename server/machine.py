@@ -37,17 +37,31 @@ def physical_cores() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
+def total_memory() -> int:
+    """Bytes that its machine, or its container, lets this process have."""
+    return min([psutil.virtual_memory().total, *(limit for _, limit in _memory_limits())])
+
+
 def available_memory() -> int:
     """Bytes that this process can take until its machine or its container has no more."""
     available = psutil.virtual_memory().available
-    for group in _groups("memory"):
+    for group, limit in _memory_limits():
         try:
-            (limit,) = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
             (used,) = _words(group / "memory.current") or _words(group / "memory.usage_in_bytes")
-            available = min(available, int(limit) - int(used) + _file_cache(group))
+            available = min(available, limit - int(used) + _file_cache(group))
         except ValueError:
             continue
     return max(0, available)
+
+
+def _memory_limits() -> Iterator[tuple[Path, int]]:
+    """Groups that limit memory, each with its limit in bytes."""
+    for group in _groups("memory"):
+        try:
+            (limit,) = _words(group / "memory.max") or _words(group / "memory.limit_in_bytes")
+            yield group, int(limit)
+        except ValueError:  # "max" is no limit, and the outermost group has no file
+            continue
 
 
 def _file_cache(group: Path) -> int:

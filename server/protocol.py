@@ -11,6 +11,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from loraplex.server.api.stream import error_body, error_response
 from loraplex.server.errors import HeadersTooLarge, InvalidHTTP, LoraplexError, TooManyConnections
+from loraplex.server.outlet import Outlet
 
 logger = logging.getLogger("loraplex")
 
@@ -96,6 +97,7 @@ class LimitedRequest(HttpToolsProtocol):
         self._stop_timer()
         self._timer = self.loop.call_later(IDLE_SECONDS, self._check_body)
         super().on_headers_complete()
+        self.scope["extensions"] = Outlet(self.cycle, self.transport, self.flow).extension()
 
     def on_message_complete(self) -> None:
         self._stop_timer()

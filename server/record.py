@@ -64,13 +64,15 @@ class RequestRecord:
         """Count the prompt of a request that was taken on."""
         self.adapter = adapter
         self.prompt_tokens = tokens
-        self._spend(tokens)
+        if self.rate:
+            self.rate.spend_tokens(tokens)
 
     def take_tokens(self, generated: int, cached: int) -> None:
         """Count generated tokens, and prompt tokens that needed no computing."""
         self.generated_tokens += generated
         self.cached_tokens += cached
-        self._spend(generated)
+        if self.rate:
+            self.rate.spend_tokens(generated)
 
     def finishes(self) -> list[str]:
         """How its sequences ended, each way once."""
@@ -85,10 +87,6 @@ class RequestRecord:
         """From the request's arrival to the first token of any of its sequences."""
         firsts = [sequence.first_token - self.arrived for sequence in self.sequences if sequence.first_token]
         return min(firsts, default=None)
-
-    def _spend(self, tokens: int) -> None:
-        if self.rate:
-            self.rate.spend_tokens(tokens)
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("request", default=None)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from loraplex.server.bundle import Bundle, Name, inside
-from loraplex.server.conversion import take_over
+from loraplex.server.conversion import Conversions
 from loraplex.server.departures import Departures
 from loraplex.server.engine.client import EngineClient
 from loraplex.server.errors import AdapterBusy, AdapterInvalid, BundleInvalid, InvalidRequest, ModelNotFound
@@ -39,6 +39,7 @@ class Registry:
         self._bundle = bundle
         self._text = text
         self._store = store
+        self._conversions = Conversions(store, bundle.folder)
         self._numbers = itertools.count(2)
         self._engine: EngineClient | None = None
         self.base = Model(
@@ -160,7 +161,7 @@ class Registry:
         try:
             adapter.folder = await asyncio.to_thread(self._store.place, name)
             try:
-                await take_over(self._store, self._bundle.folder, name, folder, adapter.folder)
+                await self._conversions.take_over(name, folder, adapter.folder)
                 engine_name = f"{name}#{next(self._numbers)}"
                 await self._load(adapter, engine_name)
                 if keep:

@@ -7,8 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from starlette.requests import Request
 
@@ -24,11 +22,14 @@ from loraplex.server.generation import Generation
 from loraplex.server.hub_downloads import HubDownloads
 from loraplex.server.keys import Keys
 from loraplex.server.metrics import Metrics
+from loraplex.server.outlet import Writes
 from loraplex.server.registry import Registry
+from loraplex.server.scratch import scratch_folder
 from loraplex.server.settings import Settings
 from loraplex.server.store import Store
 from loraplex.server.text.guide import GuideChecker
 from loraplex.server.text.tokenizer import Text
+from loraplex.server.timing import Clocks
 from loraplex.server.tracing import Tracing
 
 logger = logging.getLogger("loraplex")
@@ -48,6 +49,7 @@ class Serving:
     adapter_dir: AdapterDir | None
     admission: Admission
     generation: Generation
+    writes: Writes
     metrics: Metrics
     guides: GuideChecker
     keys: Keys | None
@@ -78,6 +80,8 @@ async def open_serving(
     base = bundle.manifest.base
     text = Text(bundle.variant("generator"))
     metrics = Metrics()
+    clocks = Clocks(metrics)
+    writes = Writes(then=clocks.count)
     async with AsyncExitStack() as cleanup:
         tracing = None
         if settings.otlp_endpoint:
@@ -85,9 +89,7 @@ async def open_serving(
             cleanup.push_async_callback(asyncio.to_thread, tracing.close)
         state = settings.state_dir
         if state is None:
-            # A thread that copies cannot be stopped, and must not keep the server from stopping.
-            scratch = TemporaryDirectory(prefix="loraplex-", ignore_cleanup_errors=True)
-            state = Path(cleanup.enter_context(scratch))
+            state = cleanup.enter_context(scratch_folder())
         cleanup.push_async_callback(text.close)
         store = Store(state, settings.max_adapter_bytes)
         cleanup.callback(store.close)
@@ -98,6 +100,8 @@ async def open_serving(
                 engine_start(settings, bundle),
                 on_restart=metrics.engine_restarts.inc,
                 on_adapter_lost=registry.lose,
+                step=writes,
+                timeout=settings.engine_timeout,
                 command=engine_command,
             )
         )
@@ -129,7 +133,8 @@ async def open_serving(
             hub=HubDownloads(),
             adapter_dir=adapter_dir,
             admission=admission,
-            generation=Generation(engine, admission, text, metrics),
+            generation=Generation(engine, admission, text, clocks),
+            writes=writes,
             metrics=metrics,
             guides=GuideChecker(),
             keys=keys,

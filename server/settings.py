@@ -62,6 +62,9 @@ class Settings:
     request_timeout: Annotated[float, Parameter(validator=Number(gt=0))] | None = None
     "Seconds from a request's arrival to the end of its answer, at most; then it ends with an error. Unset, no limit."
 
+    engine_timeout: Annotated[float, Parameter(validator=Number(gte=0))] = 300.0
+    "Seconds that one step of the engine may take; an engine that takes longer is started again; 0 is no limit."
+
     max_model_len: AtLeastOne | None = None
     "Longest sequence, prompt and answer together, in tokens; unset, what the base was made for."
 

@@ -8,12 +8,38 @@ from loraplex.server.metrics import NO_KEY, Metrics
 from loraplex.server.record import SequenceRecord, current
 
 
+class Clocks:
+    """The clocks of all sequences.
+
+    Tokens are counted when those of all sequences are on their way to the clients, who need not wait for that.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._uncounted: list[tuple[Clock, int]] = []
+
+    def start(self, adapter: str, arrived: float, prompt_tokens: int) -> Clock:
+        return Clock(self._metrics, self, adapter, arrived, prompt_tokens)
+
+    def came(self, clock: Clock, tokens: int) -> None:
+        """So many came at once."""
+        self._uncounted.append((clock, tokens))
+
+    def count(self) -> None:
+        """Count all that came."""
+        now = time.perf_counter()
+        for clock, tokens in self._uncounted:
+            clock.count(tokens, now)
+        self._uncounted.clear()
+
+
 class Clock:
     """Times one sequence, from its request's arrival; every number is in seconds of time.perf_counter()."""
 
-    def __init__(self, metrics: Metrics, adapter: str, arrived: float, prompt_tokens: int) -> None:
+    def __init__(self, metrics: Metrics, clocks: Clocks, adapter: str, arrived: float, prompt_tokens: int) -> None:
         request = current()
         labels = (metrics.lane, request.key_class if request else NO_KEY)
+        self._clocks = clocks
         self._arrived = arrived
         self._queue = metrics.queue.labels(adapter)
         self._first_token = metrics.time_to_first_token.labels(adapter)
@@ -36,21 +62,23 @@ class Clock:
 
     def tokens(self, count: int, cached: int) -> None:
         """So many tokens came at once; `cached` prompt tokens needed no computing."""
-        record = self._record
         if cached:
             self._cached.inc(cached)
-            record.cached_tokens += cached
-        if count == 0:
-            return
-        now = time.perf_counter()
+            self._record.cached_tokens += cached
+        if count:
+            self._clocks.came(self, count)
+
+    def count(self, tokens: int, now: float) -> None:
+        """Count tokens that came at once, just before."""
+        record = self._record
         if record.last_token is None:
             record.first_token = now
             self._first_token.observe(now - self._arrived)
         else:
-            self._inter_token.observe((now - record.last_token) / count)
+            self._inter_token.observe((now - record.last_token) / tokens)
         record.last_token = now
-        record.tokens += count
-        self._generated.inc(count)
+        record.tokens += tokens
+        self._generated.inc(tokens)
 
     def failed(self, code: str | None) -> None:
         """It ends with an error; one in a stream is an event of an answer whose status is out already."""
@@ -58,6 +86,7 @@ class Clock:
             self._request.code = code
 
     def end(self, how: str) -> None:
+        self._clocks.count()
         self._record.ended = time.perf_counter()
         self._record.finish = how
         self._requests.labels(self._adapter, how, *self._labels).inc()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import ExitStack, aclosing
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from loraplex.server.api.schema import ErrorResponse, Generate, PromptTokensDetails, Usage
-from loraplex.server.api.stream import DONE, EventStream, event, events, merge, unless_disconnected
+from loraplex.server.api.stream import DONE, EventStream, Write, event, together, unless_disconnected
 from loraplex.server.engine.messages import Finish, Logprobs
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Delta, Job
@@ -63,51 +64,49 @@ class Answer:
             raise
         self._record.take_prompt(self.model, self._prompt_tokens())
         self._deadline = _deadline(jobs[0].arrived, timeout, serving.settings.request_timeout)
-        self._tokens = 0
-        self._cached = 0
-        self._more = False
-        """The next delta is there already, or the end."""
         self.id = f"{id_prefix}-{secrets.token_hex(12)}"
         self.created = int(time.time())
         self.fingerprint = serving.fingerprint
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Every delta with the index of its choice. Raises NotReady, EngineFailed and DeadlineExceeded."""
+    async def run(self, take: Callable[[int, Delta], None]) -> None:
+        """Give every delta to `take` as it comes, with the index of its choice.
+
+        Raises NotReady, EngineFailed, DeadlineExceeded and what `take` does.
+        """
         run = self._serving.generation.run
-        choices = [run(job, ticket, self._deadline) for job, ticket in zip(self._jobs, self._tickets, strict=True)]
-        if len(choices) == 1:  # by far the most common, and spared tasks and a queue
-            async with aclosing(choices[0]) as only:
-                async for delta in only:
-                    self._count(delta)
-                    self._more = delta.more or delta.finish is not None
-                    yield 0, delta
+        choices = [
+            run(job, ticket, partial(self._count, take, index), self._deadline)
+            for index, (job, ticket) in enumerate(zip(self._jobs, self._tickets, strict=True))
+        ]
+        if len(choices) == 1:  # by far the most common, and spared a task
+            await choices[0]
         else:
-            async with aclosing(merge(choices)) as merged:
-                async for index, delta in merged:
-                    self._count(delta)
-                    yield index, delta
+            await together(choices)
 
     async def collect(self) -> list[Choice]:
         """Every choice, whole. Raises NotReady and EngineFailed."""
         choices = [Choice() for _ in self._jobs]
-        async with aclosing(self.deltas()) as deltas:
-            async for index, delta in deltas:
-                choice = choices[index]
-                choice.offsets += [len(choice.text)] * len(delta.tokens)
-                choice.text += delta.text
-                choice.tokens += delta.tokens
-                choice.logprobs += delta.logprobs
-                choice.finish = delta.finish or choice.finish
-                if delta.prompt_logprobs is not None:
-                    choice.prompt_logprobs = delta.prompt_logprobs
+
+        def take(index: int, delta: Delta) -> None:
+            choice = choices[index]
+            choice.offsets += [len(choice.text)] * len(delta.tokens)
+            choice.text += delta.text
+            choice.tokens += delta.tokens
+            choice.logprobs += delta.logprobs
+            choice.finish = delta.finish or choice.finish
+            if delta.prompt_logprobs is not None:
+                choice.prompt_logprobs = delta.prompt_logprobs
+
+        await self.run(take)
         return choices
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt that several choices share counts once."""
         prompt = self._prompt_tokens()
         # Later choices of one prompt find it cached by the first; that is no saving of the client's.
-        cached = PromptTokensDetails(min(self._cached, prompt))
-        return Usage(prompt, self._tokens, prompt + self._tokens, cached)
+        cached = PromptTokensDetails(min(self._record.cached_tokens, prompt))
+        generated = self._record.generated_tokens
+        return Usage(prompt, generated, prompt + generated, cached)
 
     def chunk_usage(self, wanted: Reporting) -> Usage | UnsetType | None:
         """The usage of a chunk that has choices."""
@@ -117,13 +116,13 @@ class Answer:
 
     def stream(
         self,
-        chunks: AsyncGenerator[bytes, None],
+        tell: Callable[[Write], Coroutine[Any, Any, None]],
         failed: Callable[[ErrorResponse], bytes] = event,
         end: bytes = DONE,
     ) -> Response:
-        """The response that sends `chunks` of this answer as they come, or the event `failed`, and then `end`."""
-        sent = events(chunks, lambda: self._more, failed, end)
-        return EventStream(sent, self.close, self._serving.settings.stop_timeout)
+        """The response that sends what `tell` writes of this answer, or the event `failed`, and then `end`."""
+        serving = self._serving
+        return EventStream(tell, failed, end, serving.writes, self.close, serving.settings.stop_timeout)
 
     async def whole(self, request: Request, response: Coroutine[Any, Any, Response]) -> Response:
         """The response made of the whole answer; the work ends when the client leaves."""
@@ -132,10 +131,9 @@ class Answer:
         finally:
             self.close()
 
-    def _count(self, delta: Delta) -> None:
-        self._tokens += len(delta.tokens)
-        self._cached += delta.cached
+    def _count(self, take: Callable[[int, Delta], None], index: int, delta: Delta) -> None:
         self._record.take_tokens(len(delta.tokens), delta.cached)
+        take(index, delta)
 
     def _prompt_tokens(self) -> int:
         return sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())

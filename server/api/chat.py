@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from msgspec import UNSET
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.conversation import FunctionDelta, ToolCallDelta
-from loraplex.server.api.envelope import Envelope
+from loraplex.server.api.envelope import TEXT, Envelope
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import chat_logprobs
 from loraplex.server.api.prompt import encode_prompt, render
@@ -28,11 +28,12 @@ from loraplex.server.api.schema import (
     ChatCompletionChunk,
     ChatDelta,
     ChatRequest,
+    Usage,
 )
-from loraplex.server.api.stream import json_response
+from loraplex.server.api.stream import Write, json_response
 from loraplex.server.api.tools import Calling, calling
 from loraplex.server.errors import InvalidRequest
-from loraplex.server.generation import Job, token_budget
+from loraplex.server.generation import Delta, Job, token_budget
 from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 from loraplex.server.text.tool_format import ToolFormat
@@ -51,7 +52,7 @@ async def chat_completions(request: Request) -> Response:
         jobs, tool_format = await prepare(server, model, body, arrived)
         answer = Answer(server, jobs, "chatcmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_chunks(server, answer, tool_format, reported))
+        return answer.stream(_Chunks(server, answer, tool_format, reported).tell)
     return await answer.whole(request, _complete(server, answer, tool_format))
 
 
@@ -127,38 +128,52 @@ async def _complete(server: Serving, answer: Answer, tool_format: ToolFormat | N
     )
 
 
-async def _chunks(
-    server: Serving, answer: Answer, tool_format: ToolFormat | None, reported: Reporting
-) -> AsyncGenerator[bytes, None]:
+class _Chunks:
     """Chunks of every choice: the role first, the finish reason last, and usage after all of them if asked for."""
 
-    envelope = Envelope(
-        ChatCompletionChunk(
-            id=answer.id,
-            created=answer.created,
-            model=answer.model,
-            choices=[],
-            system_fingerprint=answer.fingerprint,
+    def __init__(self, server: Serving, answer: Answer, tool_format: ToolFormat | None, reported: Reporting) -> None:
+        self._tokenizer = server.text.tokenizer
+        self._answer = answer
+        self._tool_format = tool_format
+        self._reported = reported
+        self._readings: dict[int, Reading] = {}
+        self._plain: dict[int, Callable[[str], bytes]] = {}
+        """Makes the chunks that are nothing but text, which nearly all are."""
+        self._envelope = Envelope(
+            ChatCompletionChunk(
+                id=answer.id,
+                created=answer.created,
+                model=answer.model,
+                choices=[],
+                system_fingerprint=answer.fingerprint,
+            )
         )
-    )
-    readings: dict[int, Reading] = {}
-    async with aclosing(answer.deltas()) as deltas:
-        async for index, delta in deltas:
-            found: list[ChatChunkChoice] = []
-            if index not in readings:
-                readings[index] = Reading(tool_format)
-                found.append(ChatChunkChoice(index, ChatDelta("assistant", "")))
-            pieces, finish = readings[index].read(delta)
-            logprobs = chat_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs)
-            for piece in pieces or ([""] if logprobs else []):
-                found.append(ChatChunkChoice(index, _delta(readings[index], piece), None, logprobs))
-                logprobs = None
-            if finish:
-                found.append(ChatChunkChoice(index, ChatDelta(), finish))
-            usage = answer.chunk_usage(reported)
-            yield b"".join([envelope.event([choice], usage) for choice in found])
-    if reported != "never":
-        yield envelope.event([], answer.usage())
+
+    async def tell(self, write: Write) -> None:
+        await self._answer.run(lambda index, delta: write(self._events(index, delta), delta.more))
+        if self._reported != "never":
+            write(self._envelope.event([], self._answer.usage()))
+
+    def _events(self, index: int, delta: Delta) -> bytes:
+        plain = self._plain.get(index)
+        if plain and not (delta.finish or delta.logprobs):
+            return plain(delta.text) if delta.text else b""
+        found: list[ChatChunkChoice] = []
+        usage = self._answer.chunk_usage(self._reported)
+        reading = self._readings.get(index)
+        if reading is None:
+            reading = self._readings[index] = Reading(self._tool_format)
+            found.append(ChatChunkChoice(index, ChatDelta("assistant", "")))
+            if self._tool_format is None and not isinstance(usage, Usage):
+                self._plain[index] = self._envelope.texts(ChatChunkChoice(index, ChatDelta(content=TEXT)), usage)
+        pieces, finish = reading.read(delta)
+        logprobs = chat_logprobs(self._tokenizer, delta.tokens, delta.logprobs)
+        for piece in pieces or ([""] if logprobs else []):
+            found.append(ChatChunkChoice(index, _delta(reading, piece), None, logprobs))
+            logprobs = None
+        if finish:
+            found.append(ChatChunkChoice(index, ChatDelta(), finish))
+        return b"".join([self._envelope.event([choice], usage) for choice in found])
 
 
 def _delta(reading: Reading, piece: Piece) -> ChatDelta:

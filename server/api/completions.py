@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from collections import defaultdict
+from contextlib import ExitStack
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -21,9 +21,9 @@ from loraplex.server.api.logprobs import completion_logprobs
 from loraplex.server.api.prompt import encode_prompt
 from loraplex.server.api.sampling import for_choice, hidden_tokens, sampling
 from loraplex.server.api.schema import MAX_CHOICES, Completion, CompletionChoice, CompletionRequest, Usage
-from loraplex.server.api.stream import json_response
+from loraplex.server.api.stream import Write, json_response
 from loraplex.server.errors import InvalidRequest, UnsupportedParameter
-from loraplex.server.generation import Job, token_budget
+from loraplex.server.generation import Delta, Job, token_budget
 from loraplex.server.model import Model
 from loraplex.server.serving import Serving, serving
 
@@ -44,7 +44,7 @@ async def completions(request: Request) -> Response:
         echo = echoes(server, body, jobs)
         answer = Answer(server, jobs, "cmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_chunks(server, answer, body, echo, reported))
+        return answer.stream(_Chunks(server, answer, body, echo, reported).tell)
     return await answer.whole(request, _complete(server, answer, body, echo))
 
 
@@ -132,34 +132,46 @@ async def _complete(server: Serving, answer: Answer, body: CompletionRequest, ec
     return json_response(_completion(answer, choices, _usage(answer, body)))
 
 
-async def _chunks(
-    server: Serving, answer: Answer, body: CompletionRequest, echo: list[Echo] | None, reported: Reporting
-) -> AsyncGenerator[bytes, None]:
-    envelope = Envelope(_completion(answer, [], UNSET))
-    scored = body.logprobs is not None
-    for index, before in enumerate(echo or ()):
-        if not scored:
-            yield envelope.event([CompletionChoice(index, before.text)], answer.chunk_usage(reported))
-    lengths: dict[int, int] = {}
-    async with aclosing(answer.deltas()) as deltas:
-        async for index, delta in deltas:
-            if echo and delta.prompt_logprobs is not None:
-                of_prompt = echo[index].logprobs(server.text, delta.prompt_logprobs)
-                told = CompletionChoice(index, echo[index].text, None, of_prompt)
-                yield envelope.event([told], answer.chunk_usage(reported))
-            offset = lengths.get(index, len(echo[index].text) if echo else 0)
-            lengths[index] = offset + len(delta.text)
-            if body.max_tokens == 0:
-                yield envelope.event([CompletionChoice(index, "", "length")], answer.chunk_usage(reported))
-            elif delta.text or delta.finish or delta.logprobs:
-                offsets = [offset] * len(delta.tokens)
-                logprobs = completion_logprobs(server.text.tokenizer, delta.tokens, delta.logprobs, offsets)
-                choice = CompletionChoice(index, delta.text, delta.finish, logprobs)
-                yield envelope.event([choice], answer.chunk_usage(reported))
-            else:
-                yield b""
-    if reported != "never":
-        yield envelope.event([], _usage(answer, body))
+class _Chunks:
+    """Chunks of every choice, its prompt first where it is echoed, and usage after all of them if asked for."""
+
+    def __init__(
+        self, server: Serving, answer: Answer, body: CompletionRequest, echo: list[Echo] | None, reported: Reporting
+    ) -> None:
+        self._text = server.text
+        self._answer = answer
+        self._body = body
+        self._echo = echo
+        self._reported = reported
+        self._envelope = Envelope(_completion(answer, [], UNSET))
+        self._lengths = defaultdict(int, enumerate(len(each.text) for each in echo or ()))
+        """Of each choice's text so far."""
+
+    async def tell(self, write: Write) -> None:
+        if self._body.logprobs is None:
+            for index, before in enumerate(self._echo or ()):
+                write(self._event(CompletionChoice(index, before.text)))
+        await self._answer.run(lambda index, delta: write(self._events(index, delta), delta.more))
+        if self._reported != "never":
+            write(self._envelope.event([], _usage(self._answer, self._body)))
+
+    def _events(self, index: int, delta: Delta) -> bytes:
+        found = b""
+        if self._echo and delta.prompt_logprobs is not None:
+            of_prompt = self._echo[index].logprobs(self._text, delta.prompt_logprobs)
+            found = self._event(CompletionChoice(index, self._echo[index].text, None, of_prompt))
+        offset = self._lengths[index]
+        self._lengths[index] += len(delta.text)
+        if self._body.max_tokens == 0:
+            return found + self._event(CompletionChoice(index, "", "length"))
+        if delta.text or delta.finish or delta.logprobs:
+            offsets = [offset] * len(delta.tokens)
+            logprobs = completion_logprobs(self._text.tokenizer, delta.tokens, delta.logprobs, offsets)
+            found += self._event(CompletionChoice(index, delta.text, delta.finish, logprobs))
+        return found
+
+    def _event(self, choice: CompletionChoice) -> bytes:
+        return self._envelope.event([choice], self._answer.chunk_usage(self._reported))
 
 
 def _usage(answer: Answer, body: CompletionRequest) -> Usage:

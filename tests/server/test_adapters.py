@@ -233,6 +233,7 @@ def test_an_adapter_is_uploaded(
     assert ask(server, "new", PROMPTS[4]) == expected("small", PROMPTS[4])
 
 
+@pytest.mark.parametrize("server", ["batched"], indirect=True)  # no lane ever sees one
 def test_uploads_that_are_no_adapter_are_refused(
     server: ServerProcess, tiny: TinyBundle, expected: Callable[[str, list[int]], str]
 ) -> None:

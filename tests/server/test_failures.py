@@ -256,7 +256,12 @@ def test_a_slow_reader_keeps_no_slot(tmp_path: Path) -> None:
             server.wait_for("loraplex_requests_running", 1, adapter="travel")
             server.client.completions.create(model="tone", prompt=[5], max_tokens=1)
             assert "cut off" not in (tmp_path / "log").read_text()
-            assert server.metric("loraplex_requests_total", adapter="travel", finish_reason="length") == 0
+            assert server.metric("loraplex_requests_total", adapter="travel", finish_reason="length") == 1
+            received = b""
+            while not received.endswith(b"0\r\n\r\n"):
+                received += reader.recv(2**20)
+        assert received.count(b'"top_logprobs"') == 1900
+        assert b"data: [DONE]" in received
 
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:

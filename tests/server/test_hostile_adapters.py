@@ -6,17 +6,21 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from onnxruntime import AdapterFormat, OrtValue
 
+from loraplex.server.conversion import CPU_SECONDS
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, upload
+from tests.server.test_adapters import ask, call, upload, wait_until
+from tests.server.test_conversion import converters
 
 Files = list[tuple[str, bytes]]
 CONFIG, WEIGHTS, MANIFEST, OURS = (
@@ -154,7 +158,6 @@ def cases(corpus: Corpus, tmp: Path) -> Iterator[tuple[str, Files]]:
     yield "PEFT, a bias", peft(bias="all")
     yield "PEFT, modules to save", peft(modules_to_save=["lm_head"])
     yield "PEFT, not LoRA", peft(peft_type="IA3")
-    yield "PEFT, a pattern that takes for ever", peft(rank_pattern={"(a+)+$": 3, "(.*)*x": 4, one: 5})
     yield "PEFT, a config that is a list", [(CONFIG, b"[]"), (WEIGHTS, safetensors)]
     yield "PEFT, an empty config", [(CONFIG, b""), (WEIGHTS, safetensors)]
     yield "PEFT, a config of brackets", [(CONFIG, b"[" * 100_000), (WEIGHTS, safetensors)]
@@ -193,3 +196,19 @@ def test_hostile_uploads_are_refused(server: ServerProcess, tiny: TinyBundle, tm
     assert upload(server, "new", *corpus.ours())[0] == 201
     assert upload(server, "new", *corpus.peft())[0] == 200
     assert ask(server, "new", [10, 20, 30]) == before["small"]
+
+
+def test_a_pattern_that_takes_for_ever_is_ended(server: ServerProcess, tiny: TinyBundle) -> None:
+    """By the limit of its process, which is lowered here: nobody is to wait for it."""
+    corpus = Corpus(tiny)
+    patterns = {"(a+)+$": 3, "(.*)*x": 4, min(corpus.manifest["ranks"]): 5}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(upload, server, "endless", *corpus.peft(rank_pattern=patterns))
+        wait_until(lambda: len(converters(server)) == 1)
+        (process,) = converters(server)
+        wait_until(lambda: process.rlimit(psutil.RLIMIT_CPU) == (CPU_SECONDS, CPU_SECONDS + 5))
+        process.rlimit(psutil.RLIMIT_CPU, (2, 7))
+        status, body = answer.result()
+    assert status == 422
+    assert f"took more than {CPU_SECONDS} s to convert" in body["error"]["message"]
+    assert call(server, "GET", "/v1/adapters/endless")[0] == 404

@@ -34,6 +34,7 @@ def test_without_limits_all_of_the_machine(groups: Path) -> None:
     write(groups, cpu_max="max 100000\n", memory_max="max\n", memory_current=f"{MIB}\n")
     assert machine.usable_cores() == 8
     assert machine.available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert machine.total_memory() == psutil.virtual_memory().total
 
 
 def test_without_control_groups_all_of_the_machine(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +60,7 @@ def test_memory_of_version_2(groups: Path) -> None:
     stat = f"anon {20 * MIB}\ninactive_file {4 * MIB}\nactive_file {MIB}\n"
     write(groups, memory_max=f"{64 * MIB}", memory_current=f"{30 * MIB}", memory_stat=stat)
     assert machine.available_memory() == 38 * MIB
+    assert machine.total_memory() == 64 * MIB
 
 
 def test_memory_of_version_1(groups: Path, tmp_path: Path) -> None:
@@ -71,6 +73,7 @@ def test_memory_of_version_1(groups: Path, tmp_path: Path) -> None:
         memory_stat=stat,
     )
     assert machine.available_memory() == 38 * MIB
+    assert machine.total_memory() == 64 * MIB
 
 
 def test_the_tightest_of_the_groups_around_counts(groups: Path, tmp_path: Path) -> None:
@@ -79,6 +82,7 @@ def test_the_tightest_of_the_groups_around_counts(groups: Path, tmp_path: Path) 
     write(groups / "pod/container", cpu_max="max 100000", memory_max=f"{48 * MIB}", memory_current=f"{8 * MIB}")
     assert machine.usable_cores() == 3
     assert machine.available_memory() == 4 * MIB
+    assert machine.total_memory() == 48 * MIB
 
 
 def test_more_used_than_allowed_is_nothing_left(groups: Path) -> None:

@@ -93,9 +93,9 @@ def test_sigterm_while_starting_leaves_no_copies(tmp_path: Path) -> None:
     )
     try:
         deadline = time.monotonic() + 30
-        while not list(copies.glob("*/*/tone-*")) and time.monotonic() < deadline:
+        while not list(copies.glob("*/store/*/tone-*")) and time.monotonic() < deadline:
             time.sleep(0.002)
-        assert list(copies.glob("*/*/tone-*"))
+        assert list(copies.glob("*/store/*/tone-*"))
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=30)

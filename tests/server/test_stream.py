@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from starlette.types import Message
 
 from loraplex.server.api import stream
-from loraplex.server.api.envelope import Envelope
+from loraplex.server.api.envelope import TEXT, Envelope
 from loraplex.server.api.schema import (
     ChatChunkChoice,
     ChatCompletionChunk,
@@ -23,54 +24,176 @@ from loraplex.server.api.schema import (
     PromptTokensDetails,
     Usage,
 )
-from loraplex.server.api.stream import EventStream, event, events
+from loraplex.server.api.stream import EventStream, Write, event
 from loraplex.server.errors import EngineFailed
+from loraplex.server.outlet import GROUP, Outlet, Writes
 
 USAGE = Usage(3, 4, 7, PromptTokensDetails(2))
 
 
-async def pieces(chunks: Sequence[tuple[bytes, bool]], error: Exception | None = None) -> list[bytes]:
-    """What leaves of chunks, each with whether the next is there already."""
-    more = False
+Tell = Callable[[Write], Coroutine[Any, Any, None]]
+Told = Sequence[tuple[bytes, bool]]
+"""Events, each with whether more follow at once."""
 
-    async def produced() -> AsyncGenerator[bytes, None]:
-        nonlocal more
-        for chunk, following in chunks:
-            more = following
-            yield chunk
+
+class Client:
+    """A client as the server sees it, with both ways to it."""
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.keeps_up = asyncio.Event()
+        self.keeps_up.set()
+        self.by_asgi = 0
+        self.disconnected = False
+
+    @property
+    def write_paused(self) -> bool:
+        return not self.keeps_up.is_set()
+
+    def write(self, chunk: bytes) -> None:
+        size, _, rest = chunk.partition(b"\r\n")
+        assert rest.endswith(b"\r\n")
+        assert int(size, 16) == len(rest) - 2 > 0
+        self.got.append(rest[:-2])
+
+    async def send(self, message: Message) -> None:
+        await self.keeps_up.wait()
+        if body := message.get("body"):
+            self.by_asgi += 1
+            self.got.append(body)
+
+    async def receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def gets(self, tell: Tell, writes: Writes | None = None, *, directly: bool = True) -> list[bytes]:
+        """What comes of a whole answer."""
+        found: Any = self  # transport, flow control and cycle in one
+        extensions = Outlet(found, found, found).extension() if directly else {}
+        answer = EventStream(tell, event, b"end", writes or Writes(then=lambda: None), lambda: None, 1)
+        await answer({"type": "http", "method": "POST", "extensions": extensions}, self.receive, self.send)
+        return self.got
+
+
+def telling(told: Told, error: Exception | None = None) -> Tell:
+    async def tell(write: Write) -> None:
+        await asyncio.sleep(0.01)  # until the head is sent
+        for events, more in told:
+            write(events, more)
         if error:
             raise error
 
-    return [piece async for piece in events(produced(), lambda: more, event, b"end")]
+    return tell
 
 
 async def test_what_is_there_at_once_leaves_in_one_piece() -> None:
-    found = await pieces([(b"a", False), (b"b", True), (b"c", True), (b"d", False), (b"e", False)])
+    client = Client()
+    found = await client.gets(telling([(b"a", False), (b"b", True), (b"c", True), (b"d", False), (b"e", False)]))
     assert found == [b"a", b"bcd", b"e", b"end"]
+    assert client.by_asgi == 0
 
 
 async def test_nothing_is_kept_for_a_delta_that_says_nothing() -> None:
-    found = await pieces([(b"", False), (b"a", True), (b"", False), (b"b", False)])
+    found = await Client().gets(telling([(b"", False), (b"a", True), (b"", False), (b"b", False)]))
     assert found == [b"a", b"b", b"end"]
 
 
 async def test_what_was_kept_leaves_before_an_error() -> None:
-    (found,) = await pieces([(b"a", True), (b"b", True)], EngineFailed("it died"))
+    (found, end) = await Client().gets(telling([(b"a", True), (b"b", True)], EngineFailed("it died")))
     assert found.startswith(b'abdata: {"error":{"message":"it died"')
-    assert found.endswith(b"\n\nend")
+    assert end == b"end"
 
 
-async def test_a_piece_has_an_end_however_much_there_is() -> None:
-    found = await pieces([(b"x" * 1000, True)] * 1000)
+async def test_a_failure_of_ours_is_told_without_its_words(caplog: pytest.LogCaptureFixture) -> None:
+    (found, end) = await Client().gets(telling([], RuntimeError("secret")))
+    assert b"secret" not in found
+    assert b"its log says why" in found
+    assert end == b"end"
+    assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize("directly", [True, False])
+async def test_a_piece_has_an_end_however_much_there_is(directly: bool) -> None:
+    found = await Client().gets(telling([(b"x" * 1000, True)] * 1000), directly=directly)
     assert b"".join(found) == b"x" * 1_000_000 + b"end"
     assert max(map(len, found)) <= stream.LARGEST_PIECE + 1000
 
 
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=5), st.booleans())))
-def test_nothing_is_lost_however_it_comes(chunks: list[tuple[bytes, bool]]) -> None:
-    found = asyncio.run(pieces(chunks))
-    assert b"".join(found) == b"".join(chunk for chunk, _ in chunks) + b"end"
-    assert b"" not in found
+async def test_what_a_slow_client_does_not_take_comes_later_and_in_order() -> None:
+    client = Client()
+
+    async def tell(write: Write) -> None:
+        await asyncio.sleep(0.01)
+        for number in range(30):
+            write(b"%d " % number)
+            if number == 9:
+                client.keeps_up.clear()
+            if number == 19:
+                await asyncio.sleep(0.01)
+                client.keeps_up.set()
+                await asyncio.sleep(0.01)
+
+    found = await client.gets(tell)
+    assert b"".join(found) == b"".join(b"%d " % number for number in range(30)) + b"end"
+    assert client.by_asgi == 1
+    assert len(found) == 10 + 1 + 10 + 1
+
+
+async def test_the_writes_of_a_step_leave_before_it_is_counted() -> None:
+    client, counted = Client(), list[int]()
+    writes = Writes(then=lambda: counted.append(len(client.got)))
+
+    async def tell(write: Write) -> None:
+        await asyncio.sleep(0.01)
+        with writes:
+            for _ in range(GROUP + 3):
+                write(b"a")
+            assert client.got == [b"a"] * GROUP
+        assert client.got == [b"a"] * (GROUP + 3)
+        write(b"b")
+        assert client.got[-1] == b"b"
+
+    found = await client.gets(tell, writes)
+    assert found == [b"a"] * (GROUP + 3) + [b"b", b"end"]
+    assert counted == [GROUP + 3]
+
+
+async def test_a_connection_that_cannot_be_written_to_is_its_own_trouble(caplog: pytest.LogCaptureFixture) -> None:
+    class Closed(Client):
+        def write(self, chunk: bytes) -> None:  # noqa: ARG002
+            raise RuntimeError("the handler is closed")
+
+    good = Client()
+    writes = Writes(then=lambda: None)
+    clients: list[Any] = [Closed(), good]
+    with writes:
+        for client in clients:
+            writes.add(Outlet(client, client, client), b"a")
+    assert good.got == [b"a"]
+    assert "the handler is closed" in caplog.text
+
+
+@given(st.lists(st.tuples(st.binary(max_size=5), st.booleans(), st.sampled_from(["", "pause", "resume", "wait"]))))
+def test_nothing_is_lost_however_it_comes(told: list[tuple[bytes, bool, str]]) -> None:
+    async def found() -> list[bytes]:
+        client = Client()
+
+        async def tell(write: Write) -> None:
+            for events, more, happens in told:
+                write(events, more)
+                if happens == "pause":
+                    client.keeps_up.clear()
+                elif happens == "resume":
+                    client.keeps_up.set()
+                elif happens == "wait":
+                    await asyncio.sleep(0)
+            client.keeps_up.set()
+
+        return await client.gets(tell)
+
+    pieces = asyncio.run(found())
+    assert b"".join(pieces) == b"".join(events for events, _, _ in told) + b"end"
+    assert b"" not in pieces
 
 
 @given(st.text(), st.text(), st.sampled_from([UNSET, None, USAGE]), st.sampled_from([None, "stop", "length"]))
@@ -87,6 +210,12 @@ def test_an_event_is_the_whole_chunk(
 
     for deltas in ([], [ChatChunkChoice(0, ChatDelta("assistant", text), finish)]):
         assert Envelope(chat([])).event(deltas, usage) == event(chat(deltas, usage))
+    plain = [ChatChunkChoice(3, ChatDelta(content=text))], [CompletionChoice(3, text)]
+    if not isinstance(usage, Usage):
+        of_chat = Envelope(chat([])).texts(ChatChunkChoice(3, ChatDelta(content=TEXT)), usage)
+        of_completion = Envelope(completion([])).texts(CompletionChoice(3, TEXT), usage)
+        assert of_chat(text) == event(chat(plain[0], usage))
+        assert of_completion(text) == event(completion(plain[1], usage))
     for texts in ([], [CompletionChoice(1, text, finish)]):
         assert Envelope(completion([])).event(texts, usage) == event(completion(texts, usage))
     assert msgspec.json.decode(event(chat([]))[6:], type=dict)["model"] == model
@@ -97,28 +226,23 @@ async def test_a_client_that_reads_nothing_is_cut_off(
 ) -> None:
     monkeypatch.setattr(stream, "SLOW_READER_SECONDS", 0.1)
     ended: list[str] = []
+    client = Client()
 
-    async def produced() -> AsyncGenerator[bytes, None]:
+    async def tell(write: Write) -> None:
         try:
-            for _ in range(3):
-                yield b"data: 1\n\n"
+            for number in range(3):
                 await asyncio.sleep(0.2)  # an engine may take its time: that is no slow reader
-        finally:
-            ended.append("events")
-
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-        if len(sent) == 4:  # the head and two events went well
+                if number == 2:
+                    client.keeps_up.clear()
+                write(b"data: 1\n\n")
             await asyncio.Event().wait()
+        finally:
+            ended.append("telling")
 
-    async def receive() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    response = EventStream(produced(), lambda: ended.append("finish"), 1)
-    await response({"type": "http", "method": "POST"}, receive, send)
-    assert ended == ["events", "finish"]
+    found: Any = client
+    scope = {"type": "http", "method": "POST", "extensions": Outlet(found, found, found).extension()}
+    response = EventStream(tell, event, b"", Writes(then=lambda: None), lambda: ended.append("finish"), 1)
+    await response(scope, client.receive, client.send)
+    assert ended == ["telling", "finish"]
     assert "cut off" in caplog.text
-    assert [message.get("body") for message in sent[1:]] == [b"data: 1\n\n"] * 3
+    assert client.got == [b"data: 1\n\n"] * 2

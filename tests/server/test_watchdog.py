@@ -1,0 +1,235 @@
+"""An engine that hangs: it does not die, and answers nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from tests.server.conftest import DEMO, TinyBundle
+from tests.server.process import ServerProcess, serving, started
+from tests.server.test_adapters import call
+
+SERVER = """
+import sys
+from pathlib import Path
+from loraplex.server import run
+from loraplex.server.bundle import Bundle
+from loraplex.server.logs import configure
+from loraplex.server.settings import Settings
+
+bundle, engine, timeout = sys.argv[1:]
+configure("info", "console")
+settings = Settings(port=0, engine_timeout=float(timeout))
+run.serve(Bundle.open(Path(bundle)), settings, engine_command=[sys.executable, "-c", engine])
+"""
+
+STUCK_STEP = """
+import time
+from loraplex.bench.scripted.engine import Pace, ScriptedLane
+from loraplex.server.engine.process import main
+
+class Lane(ScriptedLane):
+    def step(self):
+        if any(row.max_tokens == 13 for row in self._rows.values()):
+            time.sleep(3600)
+        return super().step()
+
+main(lambda start: (Lane([], Pace(), None), 4))
+"""
+"""Goes on but for a request for 13 tokens, with which a step never ends."""
+
+OTHER_START = """
+import time
+from pathlib import Path
+from loraplex.bench.scripted.engine import Pace, ScriptedLane
+from loraplex.server.engine.process import main
+
+def open_lane(start):
+    starts = Path({starts!r})
+    starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+    if starts.read_text() {which}:
+        {what}
+    return ScriptedLane([], Pace(), None), 4
+
+main(open_lane)
+"""
+"""Those that are meant do something else than to load their base."""
+
+
+def behaving(engine: str, log: Path, *, timeout: float) -> AbstractContextManager[ServerProcess]:
+    """The demo's server in front of an engine of this source."""
+    return started([sys.executable, "-c", SERVER, str(DEMO), engine, str(timeout)], log)
+
+
+@pytest.fixture
+def server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
+    with serving(tiny.folder, tmp_path / "log", "--engine-timeout", "2") as found:
+        yield found
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def ask(server: ServerProcess) -> str:
+    return server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
+
+
+def long_stream(server: ServerProcess) -> Iterator[openai.types.Completion]:
+    """Is still running when something happens to it."""
+    return iter(
+        server.client.completions.create(
+            model="large", prompt=[10, 20], temperature=1, seed=1, max_tokens=200, stream=True, n=16
+        )
+    )
+
+
+def restarts(server: ServerProcess) -> float:
+    return server.metric("loraplex_engine_restarts_total")
+
+
+def test_an_engine_that_hangs_is_replaced(server: ServerProcess) -> None:
+    expected = ask(server)
+    engine = server.engine()
+    answer = long_stream(server)
+    next(answer)
+    engine.suspend()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(ask, server)
+        with pytest.raises(openai.APIError, match="the engine process hung and was ended while it worked on this"):
+            list(answer)
+        assert waiting.result(30) == expected, "what had not begun is answered by the next engine"
+    assert psutil.wait_procs([engine], timeout=10)[1] == []
+    assert server.engine().pid != engine.pid
+    assert server.get("/health")[0] == 200
+    assert restarts(server) == 1
+    assert "(--engine-timeout): it is killed" in server.log.read_text()
+
+
+def test_health_says_that_a_hanging_engine_is_started_again(server: ServerProcess) -> None:
+    server.engine().suspend()
+    seen = set()
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(ask, server)
+        while not answer.done():
+            status, body = server.get("/ready")
+            seen.add((status, body["engine"]))
+            assert server.get("/health")[0] == 200
+    assert seen >= {(200, "ready"), (503, "restarting")}
+    assert answer.result() == ask(server)
+
+
+def test_a_hang_that_nobody_waits_for_any_more_ends_too(server: ServerProcess) -> None:
+    engine = server.engine()
+    engine.suspend()
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(server.client.with_options(timeout=1.5).completions.create, model="large", prompt=[10])
+        with pytest.raises(openai.APITimeoutError):
+            answer.result(30)
+    server.wait_for("loraplex_engine_restarts_total", 1)
+    assert server.engine().pid != engine.pid
+
+
+def test_a_load_of_an_adapter_does_not_wait_for_ever(tiny: TinyBundle, tmp_path: Path) -> None:
+    flags = ("--engine-timeout", "1", "--dev", "--adapter-dir", str(tiny.folder / "adapters"))
+    with serving(tiny.folder, tmp_path / "log", *flags) as server:
+        server.engine().suspend()
+        status, body = call(server, "PUT", "/v1/adapters/new", {"path": "small"})
+        assert (status, body["error"]["code"]) == (500, "engine_failed")
+        server.wait_for("loraplex_engine_restarts_total", 1)
+        assert call(server, "PUT", "/v1/adapters/new", {"path": "small"})[0] == 201
+
+
+def test_an_idle_engine_is_left_alone(server: ServerProcess) -> None:
+    engine = server.engine()
+    engine.suspend()
+    time.sleep(4)
+    engine.resume()
+    assert ask(server)
+    assert restarts(server) == 0
+    assert server.engine().pid == engine.pid
+
+
+def test_a_server_that_was_stopped_as_a_whole_goes_on(server: ServerProcess) -> None:
+    expected = "".join(chunk.choices[0].text for chunk in long_stream(server) if not chunk.choices[0].index)
+    engine = server.engine()
+    answer = long_stream(server)
+    first = next(answer)
+    server.process.send_signal(signal.SIGSTOP)
+    engine.suspend()
+    time.sleep(4)
+    server.process.send_signal(signal.SIGCONT)
+    time.sleep(0.3)  # the server is ahead of it
+    engine.resume()
+    chunks = [first, *answer]
+    assert "".join(chunk.choices[0].text for chunk in chunks if not chunk.choices[0].index) == expected
+    assert restarts(server) == 0
+
+
+def test_without_a_limit_a_hang_lasts(tiny: TinyBundle, tmp_path: Path) -> None:
+    with serving(tiny.folder, tmp_path / "log", "--engine-timeout", "0") as server:
+        engine = server.engine()
+        answer = long_stream(server)
+        first = next(answer)
+        engine.suspend()
+        time.sleep(1.5)
+        engine.resume()
+        assert [first, *answer][-1].choices[0].finish_reason in ("length", "stop")
+        assert restarts(server) == 0
+
+
+@pytest.mark.slow
+def test_a_slow_engine_is_waited_for(tmp_path: Path) -> None:
+    """Four seconds from one token to the next, in steps of which each is short: as a long prompt in slices."""
+    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0"]
+    with started([*command, "--engine-timeout", "1.5", "--engine-options=--seconds 4"], tmp_path / "log") as server:
+        answer = server.client.completions.create(model="travel", prompt=[5], max_tokens=2, stream=True)
+        assert list(answer)[-1].choices[0].finish_reason == "length"
+        assert restarts(server) == 0
+
+
+@pytest.mark.slow
+def test_a_request_that_every_engine_hangs_with(tmp_path: Path) -> None:
+    with behaving(STUCK_STEP, tmp_path / "log", timeout=0.8) as server:
+        with pytest.raises(openai.InternalServerError, match="hung and was ended"):
+            server.client.completions.create(model="travel", prompt=[5], max_tokens=13)
+        server.wait_for("loraplex_engine_restarts_total", 2)
+        assert server.client.completions.create(model="travel", prompt=[5], max_tokens=3).choices
+        # Where the step was stuck, as each of the two engines wrote it.
+        assert server.log.read_text().count(' in step\n  File "') == 2
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_while_it_starts_again(tmp_path: Path) -> None:
+    engine = OTHER_START.format(starts=str(tmp_path / "starts"), which='== "xx"', what="time.sleep(3600)")
+    with behaving(engine, tmp_path / "log", timeout=0.5) as server:
+        os.kill(server_child(server), signal.SIGKILL)
+        assert server.client.completions.create(model="travel", prompt=[5], max_tokens=3).choices
+        assert (tmp_path / "starts").read_text().startswith("xxx")
+        assert "could not be started again: it has not loaded the base within" in server.log.read_text()
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_be_started_again_is_given_up(tmp_path: Path) -> None:
+    engine = OTHER_START.format(starts=str(tmp_path / "starts"), which='> "x"', what="raise SystemExit(3)")
+    with behaving(engine, tmp_path / "log", timeout=5) as server:
+        os.kill(server_child(server), signal.SIGKILL)
+        with pytest.raises(openai.InternalServerError) as refusal:
+            server.client.completions.create(model="travel", prompt=[5], max_tokens=3)
+        assert refusal.value.status_code in (500, 503)
+        assert server.get("/health")[0] == 503
+        assert len((tmp_path / "starts").read_text()) == 6
+        assert "could not be started again in 5 tries" in server.log.read_text()
+
+
+def server_child(server: ServerProcess) -> int:
+    """The engine, whose command is a test's own."""
+    (child,) = psutil.Process(server.process.pid).children()
+    return child.pid
