@@ -9,8 +9,9 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-
 demo: .venv/serve.done
 	@$(BIN)/loraplex demo
 
+# Two processes take file after file, in their order: most tests wait, for a server to start or for an answer.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The tests without those marked slow.
 fast: .venv/test.done

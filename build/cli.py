@@ -17,6 +17,7 @@ from loraplex.build.document import Path_, Problems
 from loraplex.build.errors import RecipeInvalid, WorkFolderBusy, first_line
 from loraplex.build.exhaustion import disk_full
 from loraplex.build.interruption import Interrupted, ends_at_once, raises
+from loraplex.build.libraries import uncollected
 from loraplex.build.recipe import AdapterRecipe, Algorithm, Calibration, ExportRecipe, QuantizationRecipe, Recipe
 from loraplex.server.errors import LoraplexError
 
@@ -97,14 +98,12 @@ def build(
     command = shlex.join(["loraplex", *sys.argv[1:], *([] if resume else ["--resume"])])
     with ends_at_once():
         try:
-            import torch
-
             from loraplex.build.plan import Plan
             from loraplex.build.validation import read_recipe, validate
             from loraplex.build.work_folder import check_free, has_steps
             from loraplex.build.workflow import write_workflows
         except ImportError as error:
-            sys.exit(f"loraplex: {error}; install loraplex[build]")
+            _lack(error)
         if recipe is not None:
             wanted, problems = read_recipe(recipe)
             folder = recipe.absolute().parent
@@ -124,6 +123,12 @@ def build(
                 _refuse(error.message)
         if not (resume or preview) and has_steps(work):
             _refuse(f"{work} holds steps of an earlier build: go on from them with --resume, or delete the folder")
+        try:
+            with uncollected():  # only now: whoever is refused above need not wait seconds for it
+                import torch
+                import transformers  # noqa: F401
+        except ImportError as error:
+            _lack(error)
         try:
             job = validate(wanted, folder, output, work, problems, download=not dry_run)
         except RecipeInvalid as error:
@@ -169,6 +174,10 @@ def _refuse(message: str) -> NoReturn:
     for line in message.splitlines():
         print(f"loraplex: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _lack(error: ImportError) -> NoReturn:
+    sys.exit(f"loraplex: {error}; install loraplex[build]")
 
 
 def _recipe(

@@ -23,13 +23,6 @@ import msgspec
 from loraplex.build import progress
 from loraplex.build.exhaustion import disk_full, out_of_memory
 
-IMPORTS = [
-    "olive.workflows",
-    "loraplex.build.passes.awq",
-    "loraplex.build.passes.training",
-    "loraplex.build.passes.bundle",
-]
-"""What the server imports."""
 WORKFLOW = "workflow.json"
 PASSES = "passes.json"
 OUTCOME = "outcome.json"

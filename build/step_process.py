@@ -27,9 +27,10 @@ from rich.progress import (
 
 from loraplex.build.planned_step import Step
 from loraplex.build.progress import receive
-from loraplex.build.step import IMPORTS, run_step
+from loraplex.build.step import run_step
 
 _CONTEXT = multiprocessing.get_context("forkserver")
+_LIBRARIES = "loraplex.build.step_libraries"
 _LONGEST = 10
 """Seconds that a killed process may take to be gone."""
 
@@ -44,7 +45,7 @@ def server() -> Iterator[None]:
     os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
     # Threads that wait by spinning cost more than they gain where anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _CONTEXT.set_forkserver_preload(IMPORTS)
+    _CONTEXT.set_forkserver_preload([_LIBRARIES])
     _start_tracker()  # started with the server it would unblock the signal before that
     others = set(psutil.Process().children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -8,6 +8,7 @@ from typing import Any
 
 from loraplex.build.document import Path_, Problems
 from loraplex.build.errors import first_line
+from loraplex.build.libraries import uncollected
 
 _OURS = frozenset(
     {"output_dir", "report_to", "logging_dir", "fp16", "bf16", "resume_from_checkpoint", "push_to_hub"}
@@ -24,9 +25,10 @@ def check_training(training: Mapping[str, Any], path: Path_, problems: Problems)
     """Note what transformers would not take, and what the build sets itself."""
     if not training:
         return
-    import transformers
+    with uncollected():
+        from transformers import TrainingArguments
 
-    fields = {field.name: field for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     before = len(problems.found)
     for name, value in training.items():
         if name in _OURS:
@@ -41,7 +43,7 @@ def check_training(training: Mapping[str, Any], path: Path_, problems: Problems)
             problems.add((*path, name), f"must be positive, not {value}")
     if len(problems.found) == before:
         try:
-            transformers.TrainingArguments(output_dir="unused", **numbers(training))
+            TrainingArguments(output_dir="unused", **numbers(training))
         except (ValueError, TypeError, ImportError) as error:
             problems.add(path, first_line(error))
 

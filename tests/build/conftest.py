@@ -1,14 +1,20 @@
-"""One llama checkpoint with its bundle, which most tests here only read."""
+"""One llama checkpoint with its bundle, which most tests here only read, and builds in this process."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from loraplex.server.bundle import Bundle
+from tests.build.command import BuildHere
 from tests.checkpoints import make_adapter, make_checkpoint
+from tests.cli import Cli
 
 
 @dataclass(frozen=True)
@@ -49,3 +55,25 @@ def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     }
     bundle = build_bundle(checkpoint, peft, folder / "bundle", name="tiny", precision="float32")
     return Built(bundle, checkpoint, peft)
+
+
+@pytest.fixture(scope="package")
+def step_server() -> Iterator[None]:
+    """What the builds of this process fork their steps from: one for all, since its start takes longer than a build."""
+    from loraplex.build.step_process import server
+
+    with patch.dict(os.environ), server():
+        yield
+
+
+@pytest.fixture
+def build_here(cli: Cli, step_server: None) -> BuildHere:  # noqa: ARG001
+    """The command `loraplex build`, run in this process."""
+    return BuildHere(cli)
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder as `tmp_path` is, for temporary files of a build: the name of its socket there may have 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)

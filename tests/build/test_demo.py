@@ -13,7 +13,7 @@ from loraplex.build.demo.evaluation import Figure
 from loraplex.build.demo.skills import SKILLS
 from loraplex.build.findings import read_findings
 from loraplex.server.bundle import Bundle
-from tests.build.test_recipe import build
+from tests.build.command import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,6 +41,8 @@ def test_from_nothing_to_a_bundle(tmp_path: Path) -> None:
     rows.write(tmp_path / "adapters")
     corpus.write_rows(work)
     corpus.write(work, 600)
+    for heldout in (work / "heldout.jsonl", *(tmp_path / "adapters").glob("*/heldout.jsonl")):
+        heldout.write_text("".join(heldout.read_text().splitlines(keepends=True)[:8]))
     assert 0 < base.train(work, steps=2, sequences=2, length=256) < 2 * math.log(1600)
     recipes.mkdir()
     recipe = yaml.safe_load((ROOT / "adapters/recipes/demo.yaml").read_text())

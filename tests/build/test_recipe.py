@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,18 +10,15 @@ from loraplex.build.document import Problems, convert, read_yaml
 from loraplex.build.errors import RecipeInvalid
 from loraplex.build.recipe import Recipe
 from loraplex.build.validation import check_output, read_recipe, validate
+from tests.build.command import BuildHere, build
 from tests.checkpoints import make_adapter, make_checkpoint
+from tests.cli import Cli
 
 
-def build(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `loraplex build` in a folder."""
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "loraplex.server", "build", *arguments],
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture
+def build_here(cli: Cli) -> BuildHere:
+    """The command in this process. Nothing here gets as far as to a step."""
+    return BuildHere(cli)
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +140,10 @@ def test_one_problem(base: Path, recipe: str, told: str) -> None:
     assert any(line.startswith(f"{file}:{told.format(folder=base)}") for line in messages), messages
 
 
-def test_the_output_must_be_ours(base: Path) -> None:
-    result = build(base, "--base", "llama", "--output", "wider")
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert "wider: exists and is not a bundle: move it away" in result.stderr
+def test_the_output_must_be_ours(base: Path, build_here: BuildHere) -> None:
+    result = build_here(base, "--base", "llama", "--output", "wider")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "wider: exists and is not a bundle: move it away" in result.err
     problems = Problems(Path("command line"))
     check_output(base / "rows.jsonl" / "bundle", problems)
     assert problems.messages() == [f"{base}/rows.jsonl/bundle: cannot be made, {base}/rows.jsonl is a file"]
@@ -159,14 +154,14 @@ def test_the_output_must_be_ours(base: Path) -> None:
     assert problems.messages() == []
 
 
-def test_options_of_the_short_form_are_checked(base: Path) -> None:
+def test_options_of_the_short_form_are_checked(base: Path, build_here: BuildHere) -> None:
     twice = ["--adapter", "a=stranger", "--adapter", "a=biased"]
-    assert "two adapters are named a" in build(base, "--base", "llama", *twice, "--output", "x").stderr
-    assert "is not NAME=FOLDER" in build(base, "--base", "llama", "--adapter", "a", "--output", "x").stderr
+    assert "two adapters are named a" in build_here(base, "--base", "llama", *twice, "--output", "x").err
+    assert "is not NAME=FOLDER" in build_here(base, "--base", "llama", "--adapter", "a", "--output", "x").err
     (base / "fine.yaml").write_text("base: llama\n")
-    both = build(base, "fine.yaml", "--base", "llama", "--output", "x")
-    assert both.returncode == 2
-    assert "--base and a recipe exclude each other" in both.stderr
+    both = build_here(base, "fine.yaml", "--base", "llama", "--output", "x")
+    assert both.status == 2
+    assert "--base and a recipe exclude each other" in both.err
 
 
 def test_recipes_of_this_repository_are_read() -> None:
@@ -179,13 +174,13 @@ def test_recipes_of_this_repository_are_read() -> None:
             assert (file.parent / adapter.data).is_file()
 
 
-def test_the_short_form_names_its_options(base: Path) -> None:
-    result = build(base, "llama", "--output", "x")
-    assert result.stderr == "loraplex: llama is a folder: give a recipe, or a checkpoint's folder as --base\n"
+def test_the_short_form_names_its_options(base: Path, build_here: BuildHere) -> None:
+    result = build_here(base, "llama", "--output", "x")
+    assert result.err == "loraplex: llama is a folder: give a recipe, or a checkpoint's folder as --base\n"
     given = ["--base", "llama", "--adapter", "a=wider", "--group-size", "256", "--calibration", "nowhere.jsonl"]
-    result = build(base, *given, "--output", "x")
-    assert result.returncode == 2
-    told = result.stderr.splitlines()
+    result = build_here(base, *given, "--output", "x")
+    assert result.status == 2
+    told = result.err.splitlines()
     assert any(line.startswith("loraplex: command line: --calibration: there is no file") for line in told), told
     assert any(line.startswith("loraplex: command line: --group-size: ") for line in told), told
     wanted = f"loraplex: command line: --adapter a: {base}/wider is not a PEFT adapter, it has no adapter_config.json"

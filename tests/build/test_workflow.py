@@ -18,8 +18,8 @@ import yaml
 
 from loraplex.build.findings import read_findings
 from loraplex.build.record import read_records
+from tests.build.command import BuildHere
 from tests.build.generation import Runner, expected_tokens
-from tests.build.test_recipe import build
 from tests.checkpoints import CHAT_TEMPLATE, Family, make_adapter, make_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -112,10 +112,10 @@ def peft(folder: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi3"])
-def test_awq_with_trained_and_finished_adapters(family: Family, tmp_path: Path) -> None:
+def test_awq_with_trained_and_finished_adapters(family: Family, tmp_path: Path, build_here: BuildHere) -> None:
     prepare(tmp_path, family, "awq")
-    result = build(tmp_path, "recipe.yaml", "--output", "bundle")
-    assert result.returncode == 0, result.stderr
+    result = build_here(tmp_path, "recipe.yaml", "--output", "bundle")
+    assert result.status == 0, result.err
     findings = read_findings(tmp_path / "bundle")
     assert findings.passed
     assert findings.base.quantization.method == "awq"
@@ -134,9 +134,9 @@ def test_awq_with_trained_and_finished_adapters(family: Family, tmp_path: Path) 
     assert [entry["step"] for entry in losses] == [1, 2, 3]
 
 
-def test_a_float_bundle_gives_pefts_tokens_and_is_not_built_twice(tmp_path: Path) -> None:
+def test_a_float_bundle_gives_pefts_tokens_and_is_not_built_twice(tmp_path: Path, build_here: BuildHere) -> None:
     prepare(tmp_path, "llama", "none")
-    assert build(tmp_path, "recipe.yaml", "--output", "bundle").returncode == 0
+    assert build_here(tmp_path, "recipe.yaml", "--output", "bundle").status == 0
     folders = peft(tmp_path)
     files = {name: tmp_path / "bundle/adapters" / name / f"{name}.onnx_adapter" for name in folders}
     runner = Runner(tmp_path / "bundle/base/generator", files)
@@ -148,20 +148,20 @@ def test_a_float_bundle_gives_pefts_tokens_and_is_not_built_twice(tmp_path: Path
         assert tokens != base
 
     before = records(tmp_path)
-    refused = build(tmp_path, "recipe.yaml", "--output", "bundle")
-    assert refused.returncode == 2
-    assert "holds steps of an earlier build: go on from them with --resume" in refused.stderr
-    again = build(tmp_path, "recipe.yaml", "--output", "bundle", "--resume")
-    assert again.returncode == 0
-    assert again.stderr.count("kept from an earlier run") == 5
+    refused = build_here(tmp_path, "recipe.yaml", "--output", "bundle")
+    assert refused.status == 2
+    assert "holds steps of an earlier build: go on from them with --resume" in refused.err
+    again = build_here(tmp_path, "recipe.yaml", "--output", "bundle", "--resume")
+    assert again.status == 0
+    assert again.err.count("kept from an earlier run") == 5
     assert records(tmp_path) == before
 
     # One adapter's rows change: the other's training and the export are kept.
     with (tmp_path / "tone.jsonl").open("a") as file:
         file.write('{"prompt": "w8", "response": "w9"}\n')
-    changed = build(tmp_path, "recipe.yaml", "--output", "bundle", "--resume")
-    assert changed.returncode == 0
-    kept = [line for line in changed.stderr.splitlines() if "kept from" in line]
+    changed = build_here(tmp_path, "recipe.yaml", "--output", "bundle", "--resume")
+    assert changed.status == 0
+    kept = [line for line in changed.err.splitlines() if "kept from" in line]
     assert [line.split(":")[0] for line in kept] == ["1/5 train travel", "3/5 export"]
 
 
@@ -169,7 +169,7 @@ def records(folder: Path) -> list[bytes]:
     return [msgspec.json.encode(each) for each in read_records(sorted((folder / "bundle.work").glob("*/record.json")))]
 
 
-def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path, build_here: BuildHere) -> None:
     prepare(tmp_path, "llama", "none")
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     recipe["adapters"] = {"tone": recipe["adapters"]["tone"]}
@@ -188,14 +188,16 @@ def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path) -> Non
     assert not (tmp_path / "bundle").exists()
     assert not (step / "record.json").exists()
     (step / "checkpoints/checkpoint-390").mkdir()  # as one looks whose writing was interrupted
-    result = build(tmp_path, "recipe.yaml", "-o", "bundle", "--resume")
-    assert result.returncode == 0, result.stderr
+    result = build_here(tmp_path, "recipe.yaml", "-o", "bundle", "--resume")
+    assert result.status == 0, result.err
     assert "Resuming training at" in (step / "log.txt").read_text()
     losses = json.loads((step / "output/model/adapter/losses.json").read_bytes())
     assert losses[-1]["step"] == 400
 
 
-def test_a_failing_step_is_named_and_nothing_is_left_under_the_final_name(tmp_path: Path) -> None:
+def test_a_failing_step_is_named_and_nothing_is_left_under_the_final_name(
+    tmp_path: Path, build_here: BuildHere
+) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -203,9 +205,9 @@ def test_a_failing_step_is_named_and_nothing_is_left_under_the_final_name(tmp_pa
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], torch.nan)
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
-    result = build(tmp_path, "--base", "checkpoint", "--quantization", "none", "--output", "bundle")
-    assert result.returncode == 1
-    first, log, again = result.stderr.splitlines()[-3:]
+    result = build_here(tmp_path, "--base", "checkpoint", "--quantization", "none", "--output", "bundle")
+    assert result.status == 1
+    first, log, again = result.err.splitlines()[-3:]
     assert first.startswith("loraplex: step 1/2 export failed: ")
     assert "not finite" in first
     assert log == f"  log: {tmp_path}/bundle.work/1-export/log.txt"
@@ -213,32 +215,30 @@ def test_a_failing_step_is_named_and_nothing_is_left_under_the_final_name(tmp_pa
     assert not (tmp_path / "bundle").exists()
 
 
-def test_merge_makes_a_bundle_of_the_base_alone(tmp_path: Path) -> None:
+def test_merge_makes_a_bundle_of_the_base_alone(tmp_path: Path, build_here: BuildHere) -> None:
     prepare(tmp_path, "llama", "none")
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
     recipe |= {"merge": True, "adapters": {"finished": recipe["adapters"]["finished"]}}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    result = build(tmp_path, "recipe.yaml", "--output", "bundle")
-    assert result.returncode == 0, result.stderr
+    result = build_here(tmp_path, "recipe.yaml", "--output", "bundle")
+    assert result.status == 0, result.err
     tokens = Runner(tmp_path / "bundle/base/generator").tokens(PROMPT, 24)
     assert tokens == expected_tokens(tmp_path / "checkpoint", tmp_path / "finished", PROMPT, 24)
     assert json.loads((tmp_path / "bundle/bundle.json").read_bytes())["base"]["merged"] == "finished"
 
 
-def test_olive_runs_the_workflows_that_are_written(tmp_path: Path) -> None:
+def test_olive_runs_the_workflows_that_are_written(tmp_path: Path, build_here: BuildHere) -> None:
     prepare(tmp_path, "llama", "none")
-    planned = build(tmp_path, "recipe.yaml", "--output", "bundle", "--dry-run")
-    assert planned.returncode == 0
-    assert "1. train travel: qlora on 48 rows, rank 4, q_proj" in planned.stdout
+    planned = build_here(tmp_path, "recipe.yaml", "--output", "bundle", "--dry-run")
+    assert planned.status == 0
+    assert "1. train travel: qlora on 48 rows, rank 4, q_proj" in planned.out
     assert not (tmp_path / "bundle.work").exists()
-    result = build(tmp_path, "recipe.yaml", "--output", "bundle", "--emit-olive", "olive")
-    assert result.returncode == 0, result.stderr
-    commands = [line.split()[1:] for line in result.stdout.splitlines() if line.startswith("  olive run ")]
+    result = build_here(tmp_path, "recipe.yaml", "--output", "bundle", "--emit-olive", "olive")
+    assert result.status == 0, result.err
+    commands = [line.split()[1:] for line in result.out.splitlines() if line.startswith("  olive run ")]
     assert len(commands) == 5
     environment = os.environ | {"OLIVE_DISABLE_TELEMETRY": "1"}
-    for command in (commands[1], commands[2]):
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "olive", *command], cwd=tmp_path, env=environment, check=True
-        )
+    both = f"from olive.cli.launcher import main; main({commands[1]!r}); main({commands[2]!r})"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", both], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "olive/2-train-tone/output/model/adapter/adapter_model.safetensors").is_file()
     assert (tmp_path / "olive/3-export/bundle/bundle.json").is_file()
