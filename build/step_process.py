@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from loraplex.build.errors import StepFailed
 from loraplex.build.planned_step import Step
 from loraplex.build.progress import receive
 from loraplex.build.step import run_step
@@ -33,14 +35,21 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _LIBRARIES = "loraplex.build.step_libraries"
 _LONGEST = 10
 """Seconds that a killed process may take to be gone."""
+_FOLDER_BYTES = 75
+"""Of the folder for temporary files: with what multiprocessing adds, a socket's address has room for no more."""
 
 
 @contextlib.contextmanager
 def server() -> Iterator[None]:
     """The process that steps are forked from, which starts to import their libraries. It ends with this block.
 
-    A terminal sends Ctrl-C to every process of a command. This one and the steps take none: the build ends them.
+    A terminal sends Ctrl-C to every process of a command. This one and the steps take none: the build ends them. Raises
+    StepFailed where it cannot be reached.
     """
+    if len(os.fsencode(folder := tempfile.gettempdir())) > _FOLDER_BYTES:
+        raise StepFailed(
+            f"TMPDIR: {folder} is too long for the socket by which steps are started: at most {_FOLDER_BYTES} bytes"
+        )
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("OLIVE_DISABLE_TELEMETRY", "1")
     # Threads that wait by spinning cost more than they gain where anything else runs on the machine.

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_disk_full(size: str, words: str, short_path: Path) -> None:
     if begun:
         assert (short_path / "second.txt").read_text().splitlines()[-1] == "0"
         assert (short_path / "bundle/verification.json").is_file()
+
+
+def test_the_name_of_the_folder_for_temporary_files_is_too_long(
+    tmp_path: Path, build_here: BuildHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_checkpoint(tmp_path / "checkpoint", "llama")
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    ended = build_here(tmp_path, "--base", "checkpoint", "--quantization", "none", "-o", "bundle")
+    assert ended.status == 1
+    assert f"TMPDIR: {long} is too long" in ended.err
 
 
 def test_what_libraries_say() -> None:
