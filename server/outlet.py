@@ -39,11 +39,15 @@ class Outlet:
     @property
     def open(self) -> bool:
         """The client is there and keeps up."""
-        return not (self._flow.write_paused or self._cycle.disconnected)
+        return not (self._flow.write_paused or self._cycle.disconnected or self._transport.is_closing())
 
     def write(self, events: bytes) -> None:
         """Write one chunk (RFC 9112, 7.1), which is not empty."""
         self._transport.write(b"%x\r\n%b\r\n" % (len(events), events))
+
+    def cut(self) -> None:
+        """Close the connection without waiting for the client to read what was written: it may never do so."""
+        self._transport.abort()
 
 
 class Writes:

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from loraplex.server.api.stream import error_body, error_response
 from loraplex.server.errors import HeadersTooLarge, InvalidHTTP, LoraplexError, TooManyConnections
@@ -61,6 +61,8 @@ class LimitedRequest(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         # Taken from uvicorn, which would answer in words of its own.
         self._most, self.limit_concurrency = self.limit_concurrency, None
+        self._cycles: list[RequestResponseCycle] = []
+        """Of requests that are not answered yet: several where a client does not wait for answers (RFC 9112, 9.3.2)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -72,6 +74,9 @@ class LimitedRequest(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        for cycle in self._cycles:  # uvicorn tells the last alone, and the one that is being answered would go on
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -97,6 +102,7 @@ class LimitedRequest(HttpToolsProtocol):
         self._stop_timer()
         self._timer = self.loop.call_later(IDLE_SECONDS, self._check_body)
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
         self.scope["extensions"] = Outlet(self.cycle, self.transport, self.flow).extension()
 
     def on_message_complete(self) -> None:

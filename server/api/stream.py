@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sse_starlette import EventSourceResponse
-from sse_starlette.sse import SendTimeoutError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -85,9 +85,7 @@ class EventStream(EventSourceResponse):
         finish: Callable[[], None],
         stop_timeout: float,
     ) -> None:
-        super().__init__(
-            self._leftovers(), ping=PING_SECONDS, shutdown_grace_period=stop_timeout, send_timeout=SLOW_READER_SECONDS
-        )
+        super().__init__(self._leftovers(), ping=PING_SECONDS, shutdown_grace_period=stop_timeout)
         self._tell = tell
         self._failed = failed
         self._end = end
@@ -114,9 +112,11 @@ class EventStream(EventSourceResponse):
         try:
             async with asyncio.timeout(None) as patience:
                 self._watch(patience)
-                await super().__call__(scope, receive, send)
-        except (SendTimeoutError, TimeoutError):
+                await super().__call__(scope, receive, partial(self._send, send))
+        except TimeoutError:
             logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
+            if self._outlet:
+                self._outlet.cut()
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -168,7 +168,11 @@ class EventStream(EventSourceResponse):
                 await self._news.wait()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """As sse-starlette's, whose timer for each event takes longer than all else that the event needs."""
+        # sse-starlette's timer for each event takes longer than all else that it needs, and head and end have none.
+        await send(message)
+
+    async def _send(self, send: Send, message: Message) -> None:
+        """Send a message, from head to end, while `_watch` looks on."""
         if self._sending is not None:  # the other of events and pings waits, and is watched
             await send(message)
             return

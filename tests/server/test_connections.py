@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from loraplex.server.settings import RESERVED_FILES, Settings
-from tests.server.conftest import TinyBundle
+from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, serving
 
 MOST = 8
@@ -87,6 +88,23 @@ def test_clients_that_leave_while_they_send_are_no_failure(server: ServerProcess
         assert time.monotonic() < deadline, server.log.read_text()
         time.sleep(0.05)
     assert server.metric("loraplex_requests_total", finish_reason="error") == 0
+
+
+def test_clients_that_leave_with_another_request_sent_end_the_one_that_is_answered(tmp_path: Path) -> None:
+    with serving(DEMO, tmp_path / "log") as server:
+        fields = {"model": "plex", "prompt": [5], "max_tokens": 1900, "ignore_eos": True, "stream": True}
+        body = json.dumps(fields).encode()
+        for _ in range(3):
+            with connect(server) as leaving:
+                leaving.sendall((REQUEST % len(body) + body) * 2)
+                assert leaving.recv(4096).startswith(b"HTTP/1.1 200")
+                # Gone at once: while the second request waits, nothing is read from the connection.
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.wait_for("loraplex_requests_total", 3, finish_reason="cancelled")
+        assert server.metric("loraplex_requests_total") == 3
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "ERROR" not in log
 
 
 def test_bodies_and_headers_that_never_end_are_refused(server: ServerProcess) -> None:

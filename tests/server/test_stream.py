@@ -45,10 +45,17 @@ class Client:
         self.keeps_up.set()
         self.by_asgi = 0
         self.disconnected = False
+        self.aborted = False
 
     @property
     def write_paused(self) -> bool:
         return not self.keeps_up.is_set()
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def write(self, chunk: bytes) -> None:
         size, _, rest = chunk.partition(b"\r\n")
@@ -246,3 +253,33 @@ async def test_a_client_that_reads_nothing_is_cut_off(
     assert ended == ["telling", "finish"]
     assert "cut off" in caplog.text
     assert client.got == [b"data: 1\n\n"] * 2
+    assert client.aborted  # what was written waits in the transport, and would hold the connection open
+
+
+async def test_a_client_that_stops_reading_before_the_end_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(Client):
+        def write(self, chunk: bytes) -> None:
+            super().write(chunk)
+            self.keeps_up.clear()
+
+    monkeypatch.setattr(stream, "SLOW_READER_SECONDS", 0.1)
+    client = Full()
+    async with asyncio.timeout(10):
+        await client.gets(telling([]))
+    assert "cut off" in caplog.text
+    assert client.aborted
+
+
+async def test_nothing_is_written_past_a_connection_that_closes(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client()
+
+    async def tell(write: Write) -> None:
+        await asyncio.sleep(0.01)
+        client.abort()
+        write(b"a")
+
+    await client.gets(tell)
+    assert client.by_asgi == 1  # where its protocol says what becomes of it
+    assert not caplog.records
