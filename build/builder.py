@@ -54,7 +54,8 @@ def run_builder(
     process are turned there meanwhile. Raises ExportFailed, with the end of the log as a note.
     """
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="loraplex-export-") as scratch:
+    # Beside the output, where there is room for it, and where what a killed build leaves is cleared away.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
         path = log or Path(scratch) / "export.log"
         with path.open("a", encoding="utf-8") as stream:
             try:

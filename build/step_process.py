@@ -66,6 +66,8 @@ def server() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for process in set(psutil.Process().children()) - others:
             _end(process)
+            with contextlib.suppress(psutil.Error):
+                process.wait(0)  # or it stays in the system's table for as long as this process runs
 
 
 @contextlib.contextmanager

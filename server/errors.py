@@ -175,7 +175,7 @@ class Internal(LoraplexError):
 
 
 class EngineFailed(LoraplexError):
-    """The engine failed on this request, or died under it."""
+    """The engine failed on this request, or died or hung under it."""
 
     status = 500
     code = "engine_failed"

@@ -75,7 +75,7 @@ async def test_a_client_that_leaves_a_whole_answer_cancels_it(demo_server: Serve
 def test_an_engine_that_dies_is_replaced(own_server: ServerProcess) -> None:
     expected = own_server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
     engine = own_server.engine()
-    answer = iter(stream(own_server, n=16))
+    answer = iter(stream(own_server, n=64))  # four times as many as run at once
     next(answer)
     engine.suspend()  # so that the answer cannot end before the engine does
     engine.kill()
