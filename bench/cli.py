@@ -66,6 +66,8 @@ def serve(
         sys.exit(INTERRUPTED)
     if not found.totals.completed:
         sys.exit(f"loraplex: {found.failure}")
+    if found.cold_error:
+        sys.exit(f"loraplex: {found.cold_error}")
 
 
 @bench.command

@@ -82,10 +82,13 @@ async def benchmark(options: Options) -> Run:
         with interruption() as stop:
             measured, churn = await _run(client, plan, options, stop)
             cold: list[ColdLoad] = []
+            cold_error = ""
             if options.cold.cold and not stop.is_set():
-                cold = await measure_cold(client, workload, prompts, target, options.cold, stop)
+                cold, cold_error = await measure_cold(client, workload, prompts, target, options.cold, stop)
     if not measured.requests:
         raise Interrupted("interrupted before any request had ended")
+    if options.cold.churn and not churn:
+        print("warning: the run was over before any load of --churn: shorten --churn-interval", file=sys.stderr)
     count_tokens(measured.requests, vocabulary)
     configuration = Configuration(
         date=datetime.now().strftime("%Y%m%d-%H%M%S"),
@@ -111,7 +114,7 @@ async def benchmark(options: Options) -> Run:
         goodput=options.report.objectives,
     )
     run = reckon(configuration, measured, options.report, cold)
-    return msgspec.structs.replace(run, churn=churn, interrupted=stop.is_set())
+    return msgspec.structs.replace(run, cold_error=cold_error, churn=churn, interrupted=stop.is_set())
 
 
 def reckon(configuration: Configuration, measured: Measured, report: Report, cold: Sequence[ColdLoad] = ()) -> Run:

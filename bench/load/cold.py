@@ -43,11 +43,10 @@ def paths(given: Sequence[str], flag: str) -> dict[str, str]:
 
 async def measure_cold(
     client: Client, workload: Workload, prompts: Sequence[Prompt], target: Target, cold: Cold, stop: asyncio.Event
-) -> list[ColdLoad]:
-    """`--cold-rounds` measurements of each adapter, fewer where `stop` is set between two. Every request has a prompt
+) -> tuple[list[ColdLoad], str]:
+    """`--cold-rounds` measurements of each adapter, fewer where `stop` is set between two, and why they end early where
+    an adapter cannot be loaded, unloaded or asked: the run before them counts all the same. Every request has a prompt
     of its own, as far as there are enough.
-
-    Raises ServerFailed where an adapter cannot be loaded, unloaded or asked.
     """
     loads: list[ColdLoad] = []
     questions = cycle(prompts)
@@ -55,13 +54,16 @@ async def measure_cold(
         for _ in range(cold.cold_rounds):
             for name, path in paths(cold.cold, "--cold").items():
                 if stop.is_set():
-                    return loads
-                await management.unload(name)
-                seconds = await management.load(name, path)
-                first = await _ttft(client, workload, questions, name)
-                resident = [await _ttft(client, workload, questions, name) for _ in range(RESIDENT)]
+                    return loads, ""
+                try:
+                    await management.unload(name)
+                    seconds = await management.load(name, path)
+                    first = await _ttft(client, workload, questions, name)
+                    resident = [await _ttft(client, workload, questions, name) for _ in range(RESIDENT)]
+                except ServerFailed as failure:
+                    return loads, failure.message
                 loads.append(ColdLoad(name, seconds, first * 1000, median(resident) * 1000))
-    return loads
+    return loads, ""
 
 
 @asynccontextmanager

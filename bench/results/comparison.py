@@ -100,8 +100,8 @@ def compare(files: Mapping[Path, Sequence[Run]], measures: Sequence[str], by: By
     sides = list(rounds)
     if len(sides) < 2:
         raise ResultInvalid(
-            f"every run is of {sides[0]!r}, so there is nothing to compare it with: give runs another --label, "
-            "or compare by file with --by file"
+            f"every run is of {sides[0]!r}, so there is nothing to compare it with: "
+            + ("name another file" if by == "file" else "give runs another --label, or compare by file with --by file")
         )
     warnings: list[str] = []
     loads = {side: list(points) for side, points in rounds.items()}

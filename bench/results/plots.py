@@ -110,7 +110,7 @@ def _over_concurrency(groups: Sequence[Rounds]) -> Figure | None:
         _load_axis(axes, [group.runs[0].configuration.max_concurrency or 0 for group in levels])
         axes.set_xlabel("requests at once", fontsize=8)
         axes.set_title(title, fontsize=10, loc="left")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, axes.dataLim.y1 * 1.08 or 1)
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8, ncols=3)
     return figure
 
@@ -200,14 +200,18 @@ def _timeline(timeline: Timeline, churn: Sequence[ChurnLoad]) -> Figure:
     series = _few(timeline.adapters)
     width = timeline.interval
     count = max(len(each.running) for each in series.values())
-    times = (np.arange(count) + 0.5) * width
+    edges = np.arange(count + 1) * width
+    times = edges[:-1] + width / 2
     figure, (speed, running, first) = _figure(6.4, rows=3, wide=9, ratios=(2, 1, 1.4))
-    rates = [np.array(each.output_tokens) / width for each in series.values()]
-    colours = [_colour(index) for index in range(len(series))]
-    speed.stackplot(times, rates, labels=list(series), colors=colours, step="mid", linewidth=0)
+    below = np.zeros(count)
+    for index, (name, each) in enumerate(series.items()):
+        above = below + np.array(each.output_tokens) / width
+        speed.stairs(above, edges, baseline=below, fill=True, color=_colour(index), label=name)
+        below = above
     speed.set_title("output tokens/s" + ("; dotted: an adapter is loaded" if churn else ""), fontsize=10, loc="left")
     under_way = np.sum([each.running for each in series.values()], axis=0)
-    running.step(times, under_way, where="mid", color=GREY)
+    running.stairs(under_way, edges, baseline=None, color=GREY)
+    running.yaxis.get_major_locator().set_params(integer=True)
     running.set_title("requests under way", fontsize=10, loc="left")
     for index, each in enumerate(series.values()):
         first.plot(times, [math.nan if value is None else value for value in each.mean_ttft_ms], "o", markersize=3)
@@ -216,7 +220,7 @@ def _timeline(timeline: Timeline, churn: Sequence[ChurnLoad]) -> Figure:
             places = [time for time, failed in zip(times, each.failed, strict=True) if failed]
             running.plot(places, [0] * len(places), "x", color=COLOURS[7], markersize=5)
     _time_axis(first, "y")
-    first.set_title("TTFT, ms, mean of those that ended in the interval", fontsize=10, loc="left")
+    first.set_title("TTFT, ms, mean of the first tokens that came in the interval", fontsize=10, loc="left")
     first.set_xlabel("seconds", fontsize=8)
     for axes in (speed, running, first):
         for load in churn:

@@ -229,6 +229,8 @@ class Run(Struct, kw_only=True):
     client: ClientCost = ClientCost()
     timeline: Timeline = Timeline()
     cold: list[ColdLoad] = []
+    cold_error: str = ""
+    """Why no more adapters than those were loaded after the run, where a load failed."""
     churn: list[ChurnLoad] = []
     rate_changes: list[RateChange] = []
     requests: list[Request] = []

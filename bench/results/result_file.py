@@ -2,8 +2,8 @@
 
 The keys and their order are those of vllm/benchmarks/serve.py (`main_async` and `benchmark`), so scripts that read its
 files read ours. Ours come after them: `adapters`, `fairness`, `errors_by_kind`, `token_check`, `client`, `timeline`,
-`cold`, `churn`, `interrupted`, `unfinished`, `configuration`, and with --save-detailed the lists of `DETAILED_OURS`,
-parallel to vLLM's `ttfts`.
+`cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `configuration`, and with --save-detailed the lists of
+`DETAILED_OURS`, parallel to vLLM's `ttfts`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
         | {"core_share": run.client.core_share, "chunks_per_second": run.client.chunks_per_second},
         "timeline": msgspec.to_builtins(run.timeline),
         "cold": [msgspec.to_builtins(each) | {"switch_ms": each.switch_ms} for each in run.cold],
+        "cold_error": run.cold_error,
         "churn": msgspec.to_builtins(run.churn),
         "interrupted": run.interrupted,
         "unfinished": run.unfinished,
@@ -185,7 +186,7 @@ def _run(found: dict[str, Any]) -> Run:
     ours = found.get("configuration", {})
     asked = {name: found[name] for name in (*SETUP, *TRAFFIC, *RAMP_UP) if name in found}
     asked |= {name: math.inf for name in ("request_rate", "burstiness") if asked.get(name) == "inf"}
-    known = {*SETUP, *TRAFFIC, *RAMP_UP, "endpoint_type"}
+    known = {*SETUP, *TRAFFIC, *RAMP_UP, "endpoint_type", "cold_error"}
     return Run(
         configuration=_convert(asked | {name: ours[name] for name in OURS if name in ours}, Configuration),
         metadata={key: value for key, value in found.items() if isinstance(value, str) and key not in known},
@@ -197,6 +198,7 @@ def _run(found: dict[str, Any]) -> Run:
         client=_convert(found.get("client", {}), ClientCost),
         timeline=_convert(found.get("timeline", {}), Timeline),
         cold=_convert(found.get("cold", []), list[ColdLoad]),
+        cold_error=found.get("cold_error", ""),
         churn=_convert(found.get("churn", []), list[ChurnLoad]),
         rate_changes=_convert(found.get("rps_change_events", []), list[RateChange]),
         requests=_read_requests(found),

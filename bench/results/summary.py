@@ -35,6 +35,8 @@ def warnings(run: Run) -> list[str]:
         )
     if broken := [each for each in run.churn if each.error]:
         found.append(f"{len(broken)} of {len(run.churn)} loads during the run failed: {broken[0].error}")
+    if run.cold_error:
+        found.append(f"adapters of --cold were not all measured: {run.cold_error}")
     if tokens.without_usage:
         found.append(f"{tokens.without_usage} answers came without usage: their tokens were counted here")
     if tokens.more_chunks:

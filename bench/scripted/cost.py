@@ -166,7 +166,7 @@ def http(
     *,
     streams: AtLeastOne = 128,
     tokens: AtLeastOne = 1024,
-    rates: Annotated[tuple[AtLeastOne, ...], Parameter(negative=())] = (5000, 20000),
+    rates: Annotated[tuple[AtLeastOne, ...], Parameter(consume_multiple=True, negative="")] = (5000, 20000),
     rounds: AtLeastOne = 3,
     endpoint: Endpoint = "chat",
 ) -> None:

@@ -204,3 +204,6 @@ def test_one_side_alone_is_nothing_to_compare(cli: Cli, tmp_path: Path) -> None:
     ended = cli("bench", "compare", *save(tmp_path, one=make_run("same"), two=make_run("same")))
     assert ended.status == 2
     assert "give runs another --label, or compare by file with --by file" in ended.err
+    ended = cli("bench", "compare", *save(tmp_path, one=make_run("same")), "--by", "file")
+    assert ended.status == 2
+    assert "every run is of 'one', so there is nothing to compare it with: name another file" in ended.err

@@ -124,6 +124,8 @@ def test_a_measurement_of_nothing_is_refused(cli: Cli) -> None:
         ended = cli("bench", "http", flag, "0")
         assert ended.status == 2
         assert f'Invalid value "0" for {flag}. Must be >= 1.' in ended.out + ended.err
+    ended = cli("bench", "http", "--rates", "5000", "0")
+    assert 'Invalid value "0" for --rates. Must be >= 1.' in ended.out + ended.err
 
 
 def test_what_is_no_bundle_is_named(cli: Cli, tmp_path: Path) -> None:

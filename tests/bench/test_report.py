@@ -7,7 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.patches import StepPatch
 
+from loraplex.bench.results.plots import course
 from loraplex.bench.results.report import write_report
 from loraplex.bench.results.result import ColdLoad, Run
 from loraplex.bench.results.result_file import read, write
@@ -87,6 +89,19 @@ def test_plots_are_written_as_pngs(tmp_path: Path) -> None:
     own = {f"mine-{streams}-at-once-{plot}.png" for streams in (1, 8) for plot in ("adapters", "timeline")}
     assert set(sizes) == {"throughput-over-concurrency.png", "distributions.png"} | own
     assert all(width > 800 and height > 200 for width, height in sizes.values())
+
+
+def test_a_timeline_draws_every_token_of_every_interval() -> None:
+    run = make_run("mine", requests=5)
+    speed, running, _ = course(run)["timeline"].axes
+    drawn = {str(patch.get_label()): patch.get_data() for patch in speed.patches if isinstance(patch, StepPatch)}
+    assert list(drawn) == list(run.timeline.adapters) == ["tone", "travel"]
+    for name, (above, edges, below) in drawn.items():
+        assert below is not None
+        assert edges[0] == 0
+        tokens = (above - below) * (edges[1:] - edges[:-1])
+        assert tokens.tolist() == pytest.approx(run.timeline.adapters[name].output_tokens)
+    assert running.patches[0].get_data().edges[-1] >= run.duration  # type: ignore[attr-defined]
 
 
 def test_several_loads_are_plotted_over_rate_and_concurrency(tmp_path: Path) -> None:

@@ -265,6 +265,29 @@ def test_a_load_that_fails_during_the_run_is_a_warning(cli: Cli, scripted: Scrip
     )
 
 
+@pytest.mark.parametrize("cold", [("refused",), ("steady", "refused")])
+def test_a_cold_load_that_fails_leaves_the_run(
+    cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path, cold: tuple[str, ...]
+) -> None:
+    saving = ("--save-result", "--result-dir", tmp_path, "--result-filename", "run.json")
+    ended = cli(*custom(scripted, questions), "--cold", *cold, "--cold-rounds", "1", *saving)
+    assert ended.status == 1
+    assert "loraplex: DELETE /v1/adapters/refused answered 403" in ended.err
+    assert "Successful requests:                     12" in ended.out
+    assert "warning: adapters of --cold were not all measured: DELETE /v1/adapters/refused" in ended.out
+    (run,) = read(tmp_path / "run.json")
+    assert run.totals.completed == 12
+    assert [each.adapter for each in run.cold] == list(cold[:-1])
+    assert run.cold_error.startswith("DELETE /v1/adapters/refused answered 403")
+    assert not run.metadata
+
+
+def test_a_run_that_is_too_short_for_a_load_says_so(cli: Cli, scripted: Scripted, questions: Path) -> None:
+    ended = cli(*custom(scripted, questions), "--churn", "steady", "--churn-interval", "60")
+    assert ended.status == 0, ended.err
+    assert "warning: the run was over before any load of --churn" in ended.err
+
+
 def test_a_sweep_goes_up_to_the_last_step_or_to_saturation(
     cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path
 ) -> None:
