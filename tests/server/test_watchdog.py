@@ -83,10 +83,17 @@ def ask(server: ServerProcess) -> str:
 
 
 def long_stream(server: ServerProcess) -> Iterator[openai.types.Completion]:
-    """Is still running when something happens to it: four times as many choices as run at once."""
+    """Seconds of work, so that it still runs when something happens to it, however late that comes."""
     return iter(
         server.client.completions.create(
-            model="large", prompt=[10, 20], temperature=1, seed=1, max_tokens=200, stream=True, n=64
+            model="large",
+            prompt=[10, 20],
+            temperature=1,
+            seed=1,
+            max_tokens=250,
+            stream=True,
+            n=128,
+            extra_body={"ignore_eos": True},
         )
     )
 
