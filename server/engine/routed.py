@@ -28,7 +28,7 @@ from loraplex.server.engine.packing import Packer
 from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions
 from loraplex.server.engine.routed_sequence import Sequence as Running
 from loraplex.server.engine.slots import Adapter
-from loraplex.server.errors import LoraplexError
+from loraplex.server.errors import BundleInvalid, LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
 
@@ -128,11 +128,17 @@ class RoutedLane:
         return self._engines.current.linked.layout
 
     def capture_graphs(self) -> None:
-        """Capture CUDA graphs before requests come, whose shapes would take their places; the rest while idle."""
-        deadline = time.monotonic() + CAPTURE_SECONDS
-        while self._engines.current.cold and time.monotonic() < deadline:
-            self._capture()
-        self._engines.current.stop_warm_up()
+        """Capture CUDA graphs before requests come, the rest while idle. Raises BundleInvalid if the engine fails."""
+        engine, deadline = self._engines.current, time.monotonic() + CAPTURE_SECONDS
+        try:
+            while engine.cold:
+                progress = engine.warm_up()
+                if engine.cold and time.monotonic() >= deadline:
+                    logger.warning("CUDA graphs take long to capture: %s, the others while nothing runs", progress)
+                    break
+        except RuntimeError as error:
+            raise BundleInvalid(f"CUDA graphs cannot be captured, start with --no-cuda-graphs: {error}") from None
+        engine.stop_warm_up()
 
     def submit(self, request: Submit) -> None:
         if error := self._refusal(request):
@@ -163,7 +169,7 @@ class RoutedLane:
         if outputs or (engine.running and not engine.warming):
             return outputs
         if engine.cold and not (engines.draining or self._waiting):
-            self._capture()
+            engine.warm_up()
         else:
             pending = [*self._packer.pending, *([engines.linking.linked] if engines.linking else ())]
             wait(pending, IDLE_WAIT, "FIRST_COMPLETED")
@@ -239,13 +245,6 @@ class RoutedLane:
     def _wanted(self) -> Mapping[Adapter, int]:
         """The adapters that are registered or waited for, and when they were last used."""
         return {adapter: self._used.get(adapter, 0) for adapter in (*self._known.values(), *self._waited_for)}
-
-    def _capture(self) -> None:
-        """One step of capturing."""
-        self._engines.current.warm_up()
-        if not self._engines.current.cold:
-            seconds = time.monotonic() - self._engines.changed
-            logger.info("CUDA graphs captured %.1f s after the engine was loaded", seconds)
 
     def _change_adapters(self) -> None:
         """Carry the change of adapters forward by what can be done now."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from collections.abc import Sequence as Sequence_
@@ -27,6 +28,7 @@ logger = logging.getLogger("loraplex.routed")
 _TOKEN = og.EngineEventFlags.TOKEN.value
 _FAILED = og.EngineEventFlags.FAILED.value
 _FINISHED = og.EngineEventFlags.TURN_FINISHED.value
+_FATAL = (og.EngineErrorCode.ENGINE_CONTRACT_FAILURE, og.EngineErrorCode.ENGINE_EXECUTION_FAILURE)
 _GUIDES = {"json_schema": "json_schema", "regex": "regex", "grammar": "lark_grammar"}
 UNSUPPORTED = frozenset(("min_p", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "prompt_logprobs"))
 """Fields of Sampling that og.Engine has no option for."""
@@ -100,7 +102,8 @@ class RoutedEngine:
             self._bank = Bank(linked.folder / decoder["session_options"]["custom_ops_library"])
         self._warm_up: WarmUp | None = None
         if device == "cuda" and options.cuda_graphs:
-            longest = min(settings["model"]["context_length"], self._engine.get_capabilities().max_request_length)
+            longest = settings["model"]["context_length"]
+            longest = min(longest, self._engine.get_capabilities().max_request_length or longest)  # 0 is no limit
             if blocks := batching["dynamic_batching"].get("num_blocks"):
                 longest = min(longest, BLOCK * int(blocks))
             self._warm_up = WarmUp(options.max_batch_size, BLOCK, longest)
@@ -156,18 +159,35 @@ class RoutedEngine:
         """Whether what runs is a warm-up."""
         return any(number < 0 for number in self.running)
 
-    def warm_up(self) -> None:
-        """One step of capturing CUDA graphs, while nothing else runs. Where that fails, no more are captured ahead."""
+    def warm_up(self) -> str:
+        """One step of capturing CUDA graphs, while nothing else runs. How far it has come, which the end logs.
+
+        Where the engine refuses a sequence no more are captured ahead. Raises RuntimeError as `run` does.
+        """
         assert self._warm_up is not None
-        try:
-            if not self.running:
-                for request in self._warm_up.begin():
-                    self._begin(Sequence(request, None))
-            self.run()
-        except RuntimeError as error:
-            logger.warning("no more CUDA graphs are captured before they are needed: %s", error)
+        warm_up, since = self._warm_up, time.monotonic()
+        problem = self._warm_up_step(warm_up)
+        warm_up.seconds += time.monotonic() - since
+        if problem is not None:
+            logger.warning("CUDA graphs captured: %s, no more before they are needed: %s", warm_up.progress, problem)
             self.stop_warm_up()
             self._warm_up = None
+        elif warm_up.done:
+            logger.info("CUDA graphs captured: %s", warm_up.progress)
+        return warm_up.progress
+
+    def _warm_up_step(self, warm_up: WarmUp) -> str | None:
+        """What the engine refused."""
+        if not self.running:
+            try:
+                for request in warm_up.begin():
+                    self._begin(Sequence(request, None))
+            except RuntimeError as error:
+                return str(error)
+        outputs = self.run()
+        for _ in (output for output in outputs if output.finish):
+            warm_up.end()
+        return next((output.error for output in outputs if output.error), None)
 
     def stop_warm_up(self) -> None:
         """Drop the sequences of a warm-up."""
@@ -189,14 +209,20 @@ class RoutedEngine:
         self._ids[handle] = request.sequence
 
     def run(self) -> list[Output]:
-        """One step of everything that runs. Raises RuntimeError where the engine cannot go on at all."""
+        """One step of everything that runs, which is a warm-up or what was asked for.
+
+        Raises RuntimeError where the engine cannot go on at all: it would refuse whatever comes from then on.
+        """
         tokens: dict[int, list[int]] = {}
         ends: dict[int, Output] = {}
         for event in self._engine.run(self._buffer):
+            flags = event.flags.value
+            if flags & _FAILED and event.error_code in _FATAL:
+                raise RuntimeError(f"the engine cannot go on: {event.error_code.name.lower()}")
             # An event of a sequence that was closed meanwhile finds no entry.
             if (number := self._ids.get(event.request)) is None or number in ends:
                 continue
-            gained, flags = tokens.setdefault(number, []), event.flags.value
+            gained = tokens.setdefault(number, [])
             if flags & _TOKEN:
                 gained.append(event.token)
                 self.running[number].tokens.append(event.token)
@@ -214,12 +240,8 @@ class RoutedEngine:
                 ends[number] = Output(number, gained, finish, cached=event.usage.cached_prompt_tokens)
         for number in ends:
             self.close(number)
-            if number < 0 and self._warm_up:
-                self._warm_up.end()
         return [
-            ends.get(number) or Output(number, gained)
-            for number, gained in tokens.items()
-            if number >= 0 and (number in ends or gained)
+            ends.get(number) or Output(number, gained) for number, gained in tokens.items() if number in ends or gained
         ]
 
     def close(self, number: int) -> Sequence | None:

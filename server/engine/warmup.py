@@ -23,6 +23,8 @@ LONG = (10, 6)
 """Of them, those for sequences of more than 8 and more than 16 blocks, of which few run at a time."""
 STEPS = 3
 """Decode steps of each shape."""
+LEAST_TOKENS = 1024
+"""Of a long prompt, that a step takes at least."""
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 
 
@@ -37,18 +39,31 @@ class WarmUp:
         rest = GRAPHS - sum(share for _, share in long)
         self._lots = [(prompt, ladder(most, share)) for prompt, share in ((1, rest), *long)]
         self._running = 0
+        self._shapes = self._left
+        self.seconds = 0.0
+        """Spent on it, for whoever runs it to add up."""
 
     @property
     def done(self) -> bool:
         return not self._lots
 
+    @property
+    def progress(self) -> str:
+        """For the log: how many shapes have run as often as it takes."""
+        return f"{self._shapes - self._left} of {self._shapes} shapes in {self.seconds:.1f} s"
+
+    @property
+    def _left(self) -> int:
+        return sum(len(sizes) for _, sizes in self._lots)
+
     def begin(self) -> Iterator[Submit]:
         """The sequences of the next lot, of which some end after every STEPS steps, so that its shapes come in turn."""
         prompt, sizes = self._lots[0]
         self._running = sizes[0]
+        # A step takes a token of every sequence before more of the long one, so that the others are steps ahead of it.
+        ahead = prompt // LEAST_TOKENS
         for index in range(self._running):
-            steps = STEPS * sum(size > index for size in sizes)
-            # The long one comes first: until its prompt is computed, no other's is.
+            steps = ahead + STEPS * sum(size > index for size in sizes)
             yield Submit(-1 - index, None, [0] * (1 if index else prompt), 1 + steps, GREEDY)
 
     def end(self) -> None:

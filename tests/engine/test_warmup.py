@@ -1,4 +1,4 @@
-"""The shapes that CUDA graphs are captured for, on a scripted og.Engine: prompts in order, then a token a step."""
+"""The shapes that CUDA graphs are captured for, on a scripted og.Engine: a token of each, then prompts in order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,6 @@ class Running:
     tokens: int
     left: int
 
-    @property
-    def filled(self) -> int:
-        return self.tokens - self.prompt
-
 
 class Engine:
     """Counts the decode steps of each shape: sequences, and blocks of the longest as onnxruntime-genai rounds them."""
@@ -43,16 +39,12 @@ class Engine:
             while blocks * BLOCK < max(each.tokens for each in self.running):
                 blocks *= 2
             self.steps[len(self.running), blocks] += 1
-        room = SCHEDULED
+        room = SCHEDULED - len(self.running)
         for each in self.running:
-            if each not in prefilling:
-                each.tokens += 1
-                each.left -= 1
-                continue
-            take = min(room, each.prompt - each.tokens)
-            room -= take
-            each.tokens += take
-            each.left -= take > 0 and each.tokens == each.prompt
+            more = min(room, max(0, each.prompt - each.tokens - 1))
+            room -= more
+            each.tokens += 1 + more
+            each.left -= each.tokens >= each.prompt
         ended = sum(each.left == 0 for each in self.running)
         self.running = [each for each in self.running if each.left]
         for _ in range(ended):
