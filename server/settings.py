@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from loraplex.server.machine import physical_cores
@@ -24,7 +24,30 @@ PREFIX = "LORAPLEX_"
 RESERVED_FILES = 128
 """Open files that are no connections of clients: logs, pipes, uploads, a connection that is being refused."""
 
+MOST_THREADS = 1024
+"""More than any machine has cores. Each takes memory, and with too many onnxruntime crashes."""
+
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
+Amount = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
+
+
+def _check_text(_type: object, text: str) -> None:
+    """Raises ValueError. A variable that is set to nothing would mean every interface, or the folder one is in."""
+    if not text:
+        raise ValueError("It is empty: leave it out instead.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("It is not UTF-8.") from None
+
+
+def _to_path(_type: object, tokens: Sequence[Token]) -> Path:
+    (token,) = tokens
+    _check_text(_type, token.value)
+    return Path(token.value)
+
+
+NonEmptyPath = Annotated[Path, Parameter(converter=_to_path)]
 
 
 @Parameter(name="*")
@@ -32,7 +55,7 @@ AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 class Settings:
     """Settings of one server; immutable once it runs."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Parameter(validator=_check_text)] = "127.0.0.1"
     "Address to listen on; 0.0.0.0 for every interface."
 
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8000
@@ -44,7 +67,7 @@ class Settings:
     engine: Literal["auto", "routed", "generator", "batched"] = "auto"
     "How sequences run: routed (CUDA) and batched (CPU) compute a token of all at once, generator one after another."
 
-    threads: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    threads: Annotated[int, Parameter(validator=Number(gte=0, lte=MOST_THREADS))] = 0
     "CPU threads of the engine; 0 takes every physical core, within a container's limit."
 
     max_running: Annotated[int, Parameter(validator=Number(gte=0, lte=256))] = 0
@@ -71,10 +94,10 @@ class Settings:
     default_max_tokens: AtLeastOne = 2048
     "Longest chat answer where a request sets no max_tokens; the KV cache is reserved for it."
 
-    prefill_chunk: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    prefill_chunk: Amount = 0
     "Prompt tokens computed at once; running streams wait for one such chunk at a time; 0 leaves it to the engine."
 
-    kv_cache_mib: Annotated[int, Parameter(validator=Number(gte=0))] = 0
+    kv_cache_mib: Amount = 0
     "Memory for keys and values, in MiB; 0 takes half of what is free at start, 40 % of it on a GPU."
 
     weights: Literal["auto", "int4", "float16"] = "auto"
@@ -89,22 +112,22 @@ class Settings:
     cuda_graphs: bool = True
     "Replay a step's kernel launches instead of repeating them; costs a capture for each batch size."
 
-    link_cache: Path | None = None
+    link_cache: NonEmptyPath | None = None
     "Folder for what the routed engine makes of the base; unset, .cache in the bundle, or your cache folder."
 
-    keys: Path | None = None
+    keys: NonEmptyPath | None = None
     "TOML file of API keys (see docs/api.md); without it anyone who reaches the server may ask it."
 
     dev: bool = False
     "Let anyone manage adapters, on a loopback address only."
 
-    adapter_dir: Path | None = None
+    adapter_dir: NonEmptyPath | None = None
     "Folder that adapters are loaded from while the server runs: those that appear in it, and those asked for."
 
     allow_hub: bool = False
     "Let adapters be loaded from the Hugging Face hub by their id, with the token of this server's environment."
 
-    state_dir: Path | None = None
+    state_dir: NonEmptyPath | None = None
     "Folder for adapters that were loaded while the server ran, so that they are there after a restart."
 
     max_adapter_bytes: AtLeastOne = 2**30
@@ -125,10 +148,10 @@ class Settings:
     telemetry: bool = False
     "Let onnxruntime-genai send usage data to its makers."
 
-    ssl_certfile: Path | None = None
+    ssl_certfile: NonEmptyPath | None = None
     "PEM file of the server's certificate and its chain: answer HTTPS instead of HTTP."
 
-    ssl_keyfile: Path | None = None
+    ssl_keyfile: NonEmptyPath | None = None
     "PEM file of the certificate's key, where it is not in the same file."
 
     otlp_endpoint: str | None = None
