@@ -4,7 +4,7 @@ Sequences take turns: a step gives one token to each that decodes, and computes 
 not yet. A running stream therefore waits for at most one chunk, however many long prompts arrive.
 
 og.Generator chooses tokens by itself. Where a request asks for what it has no option for, the lane takes its logits and
-chooses as the batched lane does.
+chooses as the batched lane does. `generator_model` is what all of them run on.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import onnxruntime_genai as og
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine import gpu
+from loraplex.server.engine.forward import FindOperator
+from loraplex.server.engine.generator_model import CONFIG, GeneratorModel
 from loraplex.server.engine.guide import GUIDE_SECONDS, GuideInvalid, Guides, GuideState
 from loraplex.server.engine.messages import Device, Finish, Output, Sampling, Submit
 from loraplex.server.engine.sampler import Chooser, choose
-from loraplex.server.errors import AdapterInvalid, BundleInvalid
+from loraplex.server.errors import BundleInvalid
 
-CONFIG = "genai_config.json"
 PREFILL_CHUNK = {"cpu": 128, "cuda": 1024}
 """Prompt tokens at once where the operator does not say: 128 take a 7M-parameter model some 35 ms on two cores."""
 
@@ -112,25 +113,29 @@ class GeneratorLane:
     kv_usage = None
     places = None
 
-    def __init__(self, folder: Path, *, device: Device, threads: int, prefill_chunk: int) -> None:
-        """Load the base; raises BundleInvalid with onnxruntime-genai's own reason."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        device: Device,
+        threads: int,
+        prefill_chunk: int,
+        operator: FindOperator | None = None,
+    ) -> None:
+        """Load the base; raises BundleInvalid with onnxruntime-genai's own reason.
+
+        `operator` finds the library of `linear_operator`, which serves on a CPU only.
+        """
         self.device = choose_device(device)
         try:
             settings = json.loads((folder / CONFIG).read_text("utf-8"))
-            config = og.Config(str(folder))
-            config.clear_providers()
-            if self.device == "cuda":
-                config.append_provider("cuda")
-            config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-            self._model = og.Model(config)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
+        self._model = GeneratorModel(folder, device=self.device, threads=threads, operator=operator)
         end = settings["model"]["eos_token_id"]
         self._end_tokens = frozenset([end] if isinstance(end, int) else end)
         self._vocab_size: int = settings["model"]["vocab_size"]
         self._guides = Guides(folder / "tokenizer.json", self._vocab_size, self._end_tokens)
-        self._adapters = og.Adapters(self._model)
-        self._loaded: set[str] = set()
         self._prefill_chunk = prefill_chunk or PREFILL_CHUNK[self.device]
         self._prefilling: deque[Sequence] = deque()
         self._decoding: dict[int, Sequence] = {}
@@ -184,22 +189,16 @@ class GeneratorLane:
         self._prefilling = deque(s for s in self._prefilling if s.id != sequence)
 
     def load_adapter(self, name: str, folder: Path, manifest: AdapterManifest) -> None:
-        try:
-            self._adapters.load(str(folder / manifest.file), name)
-        except RuntimeError as error:
-            raise AdapterInvalid(f"adapter {name!r}: {error}") from None
-        self._loaded.add(name)
+        self._model.load(name, folder / manifest.file)
 
     def pin_adapter(self, name: str, pinned: bool) -> None:
         """Every adapter has a place of its own here."""
 
     def unload_adapter(self, name: str) -> None:
-        if name in self._loaded:
-            self._loaded.remove(name)
-            self._adapters.unload(name)
+        self._model.unload(name)
 
     def _generator(self, request: Submit) -> og.Generator:
-        params = og.GeneratorParams(self._model)
+        params = og.GeneratorParams(self._model.model)
         longest = len(request.prompt) + request.max_tokens
         params.set_search_options(
             max_length=longest,
@@ -207,9 +206,9 @@ class GeneratorLane:
             min_length=longest if request.sampling.ignore_eos else 0,
             **_search_options(request.sampling, self._vocab_size),
         )
-        generator = og.Generator(self._model, params)
+        generator = og.Generator(self._model.model, params)
         if request.adapter is not None:
-            generator.set_active_adapter(self._adapters, request.adapter)
+            generator.set_active_adapter(self._model.adapters, request.adapter)
         return generator
 
 

@@ -1,7 +1,7 @@
 """The compiled operator of `kernels/linear.cpp`: 4-bit linear layers with LoRA, for x86-64 with AVX2 or AVX-512.
 
-No binary comes with the package: a C++ compiler of the machine makes it when a batched lane first starts, in some
-seconds. An image may bring it, as PREBUILT says.
+No binary comes with the package: a C++ compiler of the machine makes it when a lane first starts on a 4-bit base, in
+some seconds. An image may bring it, as PREBUILT says.
 """
 
 from __future__ import annotations

@@ -44,7 +44,13 @@ def open_lane(start: Start) -> Lane:
         return _open_batched(start)
     if engine == "routed":
         return _open_routed(start, device)
-    return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
+    return GeneratorLane(
+        folder,
+        device=start.device,
+        threads=start.threads,
+        prefill_chunk=start.prefill_chunk,
+        operator=_find_linear_operator,
+    )
 
 
 def max_running(start: Start, lane: Lane) -> int:
@@ -59,8 +65,12 @@ def _open_batched(start: Start) -> BatchedLane:
         threads=start.threads,
         prefill_chunk=start.prefill_chunk,
         kv_bytes=start.kv_bytes,
-        operator=lambda: find_linear_operator(user_cache()),
+        operator=_find_linear_operator,
     )
+
+
+def _find_linear_operator() -> Path | None:
+    return find_linear_operator(user_cache())
 
 
 def _open_routed(start: Start, device: str) -> RoutedLane:

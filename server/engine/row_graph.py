@@ -30,10 +30,7 @@ def row_graph(path: Path) -> onnx.ModelProto:
     defaults, which have the wrong number of dimensions, are gone. POSITIONS is an input where the graph gathered the
     last token. Raises BundleInvalid where the file is no model.
     """
-    try:
-        model: onnx.ModelProto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own exceptions, of which onnx documents none
-        raise BundleInvalid(f"{path} is not an ONNX model: {error}") from None
+    model = load_graph(path)
     graph = model.graph
     for value in graph.input:
         if LORA not in value.name:
@@ -47,6 +44,15 @@ def row_graph(path: Path) -> onnx.ModelProto:
     _gather_positions(graph)
     # Shapes that the exporter inferred with two-dimensional LoRA inputs.
     del graph.value_info[:]
+    return model
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """The model in `path`, without its weights. Raises BundleInvalid where the file is no model."""
+    try:
+        model: onnx.ModelProto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exceptions, of which onnx documents none
+        raise BundleInvalid(f"{path} is not an ONNX model: {error}") from None
     return model
 
 

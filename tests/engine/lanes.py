@@ -64,8 +64,10 @@ def batched(model: Model, **options: Any) -> BatchedLane:
     return _load(BatchedLane(model.bundle.variant("generator"), **options), model)
 
 
-def generator(model: Model) -> GeneratorLane:
-    return _load(GeneratorLane(model.bundle.variant("generator"), device="cpu", threads=1, prefill_chunk=8), model)
+def generator(model: Model, **options: Any) -> GeneratorLane:
+    """A generator lane with every adapter loaded, on onnxruntime's operators unless `operator` finds another."""
+    options = {"threads": 1, "prefill_chunk": 8} | options
+    return _load(GeneratorLane(model.bundle.variant("generator"), device="cpu", **options), model)
 
 
 def _load(lane: L, model: Model) -> L:
