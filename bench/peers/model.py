@@ -1,8 +1,8 @@
 """A random-weight Llama of Qwen2.5-0.5B's shape with eight adapters, as a bundle: what servers are compared with.
 
-    python -m loraplex.bench.peers.model WORK [--layers 24] [--large]
+    python -m loraplex.bench.peers.model WORK [--layers 24] [--large | --small]
 
-`--large` takes TinyLlama's shape instead, 1.0B parameters with this vocabulary.
+`--large` takes TinyLlama's shape instead, 1.0B parameters with this vocabulary; `--small` one of 10M parameters.
 Writes WORK/checkpoint, WORK/adapters/0 to 7 (PEFT) and WORK/bundle. Every id has a tokenizer entry of its own that
 both loraplex and llama.cpp read: a byte-level BPE of the 256 bytes and pairs of printable ASCII characters.
 """
@@ -40,6 +40,13 @@ LARGE = SHAPE | {
     "num_key_value_heads": 4,
 }
 """TinyLlama's, with 22 layers."""
+SMALL = SHAPE | {
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_attention_heads": 4,
+}
+"""With 8 layers, 10.0M parameters."""
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SPECIAL = ("<s>", "</s>", "<pad>")
 ADAPTERS = 8
@@ -110,10 +117,10 @@ def make_adapter(folder: Path, checkpoint: Path, layers: int, shape: Shape, seed
 
 
 @app.default
-def main(work: Path, /, *, layers: int | None = None, large: bool = False) -> None:
+def main(work: Path, /, *, layers: int | None = None, large: bool = False, small: bool = False) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    shape = LARGE if large else SHAPE
-    layers = layers or (22 if large else 24)
+    shape, usual = (LARGE, 22) if large else (SMALL, 8) if small else (SHAPE, 24)
+    layers = layers or usual
     checkpoint = work / "checkpoint"
     config = checkpoint / "config.json"
     if not config.is_file() or json.loads(config.read_text())["num_hidden_layers"] != layers:
