@@ -86,9 +86,9 @@ def compare(
 def _table(baseline: str, others: Sequence[str], point: Point) -> Table:
     table = Table(title=point.name, title_justify="left", header_style="bold")
     table.add_column("", no_wrap=True)
-    table.add_column(baseline, justify="right")
+    table.add_column(baseline, justify="right", overflow="fold")
     for side in others:
-        table.add_column(side, justify="right")
+        table.add_column(side, justify="right", overflow="fold")
         table.add_column("ratio", justify="right", no_wrap=True)
     for key, figures in point.figures.items():
         measure = MEASURES[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -12,9 +12,11 @@ from msgspec import Struct
 from loraplex.bench.lanes.measure import MEASURES, text
 from loraplex.bench.provenance import date, provenance
 from loraplex.bench.results.comparison import Comparison
-from loraplex.bench.results.plots import course, overview, png, svg
+from loraplex.bench.results.figure import png, svg
+from loraplex.bench.results.load_plots import overview
 from loraplex.bench.results.result import Run
-from loraplex.bench.results.summary import warnings
+from loraplex.bench.results.run_plots import course
+from loraplex.bench.results.summary import notes, warnings
 from loraplex.bench.rounds import Rounds, grouped
 
 RATES = {"output_throughput": "tokens", "request_throughput": "requests", "request_goodput": "goodput"}
@@ -37,6 +39,7 @@ class Section(Struct, frozen=True):
     run: Run
     plots: dict[str, str]
     warnings: list[str]
+    notes: list[str]
 
 
 def write_report(runs: Sequence[Run], *, html: Path | None = None, plots: Path | None = None) -> None:
@@ -71,17 +74,20 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
             group.runs[0],
             {name: svg(plot) for name, plot in course(group.runs[0]).items()},
             warnings(group.runs[0]) if len(groups) > 1 else [],
+            notes(group.runs[0]) if len(groups) > 1 else [],
         )
         for group in detailed
     ]
     first = groups[0].runs[0].configuration
     common = _common(setups)
+    setups = {name: {key: value for key, value in each.items() if key not in common} for name, each in setups.items()}
     rates = {key: title for key, title in RATES.items() if any(group.median(key) is not None for group in groups)}
     models = ", ".join(dict.fromkeys(run.configuration.model_id for group in groups for run in group.runs))
     return environment.get_template("report.html.jinja").render(
         title=" / ".join(comparison.sides) if comparison else _title(groups),
         subtitle=" · ".join(filter(None, (models, date(first.date), first.dataset and f"{first.dataset} prompts"))),
-        warnings=comparison.warnings if comparison else _warnings(groups),
+        warnings=comparison.warnings if comparison else _warnings(groups, sections=bool(sections)),
+        notes=_told(groups[0], notes) if len(groups) == 1 else [],
         comparison=comparison,
         groups=groups,
         rates=rates,
@@ -91,11 +97,10 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
         measures=MEASURES,
         headings=HEADINGS,
         plots={name: svg(plot) for name, plot in overview(groups).items()},
-        sections=[section for section in sections if section.plots or section.run.cold or section.warnings],
+        sections=[each for each in sections if each.plots or each.run.cold or each.run.probes or each.warnings],
         common=common,
-        setups={
-            name: {key: value for key, value in each.items() if key not in common} for name, each in setups.items()
-        },
+        setups=setups,
+        setup_keys=list(dict.fromkeys(key for each in setups.values() for key in each)),
     )
 
 
@@ -115,13 +120,20 @@ def _title(groups: Sequence[Rounds]) -> str:
     return " / ".join(labels) if len(labels) <= 3 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-def _warnings(groups: Sequence[Rounds]) -> list[str]:
+def _warnings(groups: Sequence[Rounds], *, sections: bool) -> list[str]:
     """What makes the figures doubtful; of several runs, which of them have such a warning in their sections."""
-    found = {group.name: [warning for run in group.runs for warning in warnings(run)] for group in groups}
+    found = {group.name: _told(group, warnings) for group in groups}
     if len(groups) == 1:
-        return list(dict.fromkeys(found[groups[0].name]))
+        return found[groups[0].name]
+    if not sections:
+        return [f"{name}: {warning}" for name, some in found.items() for warning in some]
     doubtful = [name for name, some in found.items() if some]
     return [f"Some figures are doubtful, see the warnings of: {'; '.join(doubtful)}"] if doubtful else []
+
+
+def _told(group: Rounds, tell: Callable[[Run], list[str]]) -> list[str]:
+    """What is to say of its rounds, each thing once."""
+    return list(dict.fromkeys(line for run in group.runs for line in tell(run)))
 
 
 def _setups(groups: Sequence[Rounds]) -> dict[str, dict[str, str]]:

@@ -151,6 +151,17 @@ class ColdLoad(Struct, frozen=True):
         return self.cold_ttft_ms - self.resident_ttft_ms
 
 
+class Probes(Struct, frozen=True):
+    """Requests for one token that were sent one after another beside the run, and are no part of its figures."""
+
+    completed: int
+    failed: int
+    median_e2el_ms: float = 0.0
+    """This and the next two of those that succeeded; 0 where none did."""
+    p99_e2el_ms: float = 0.0
+    max_e2el_ms: float = 0.0
+
+
 class Request(Struct, kw_only=True):
     """One request as it went. What did not come to pass is 0, empty or None."""
 
@@ -212,6 +223,8 @@ class Configuration(Struct, kw_only=True):
     adapter_mix: str = ""
     goodput: dict[str, float] = {}
     """Objectives in milliseconds by metric."""
+    max_seconds: float | None = None
+    """After which no other request was sent."""
 
 
 class Run(Struct, kw_only=True):
@@ -239,6 +252,10 @@ class Run(Struct, kw_only=True):
     """Ended by SIGINT; what has ended by then is all that counts."""
     unfinished: int = 0
     """Requests that were under way then, or not sent yet."""
+    unsent: int = 0
+    """Requests whose turn did not come within `max_seconds`."""
+    probes: Probes | None = None
+    """None where none were asked for."""
 
     @property
     def failure(self) -> str | None:

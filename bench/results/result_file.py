@@ -2,8 +2,8 @@
 
 The keys and their order are those of vllm/benchmarks/serve.py (`main_async` and `benchmark`), so scripts that read its
 files read ours. Ours come after them: `adapters`, `fairness`, `errors_by_kind`, `token_check`, `client`, `timeline`,
-`cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `configuration`, and with --save-detailed the lists of
-`DETAILED_OURS`, parallel to vLLM's `ttfts`.
+`cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `unsent`, `configuration`, and with --save-detailed the
+lists of `DETAILED_OURS`, parallel to vLLM's `ttfts`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from loraplex.bench.results.result import (
     Configuration,
     Distribution,
     Fairness,
+    Probes,
     RateChange,
     Request,
     Run,
@@ -40,8 +41,10 @@ DETAILED_OURS = ("models", "error_kinds", "finish_reasons", "usage_tokens")
 RAMP_UP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 SETUP = ("date", "backend", "label", "model_id", "tokenizer_id", "num_prompts")
 TRAFFIC = ("request_rate", "burstiness", "max_concurrency")
-OURS = ("command", "url", "server", "machine", "dataset", "seed", "adapters", "adapter_mix", "goodput")
+OURS = ("command", "url", "server", "machine", "dataset", "seed", "adapters", "adapter_mix", "goodput", "max_seconds")
 """Fields of the configuration that vLLM's file has no place for."""
+PROBE = "probe_"
+"""vLLM's, before the fields of `Probes`."""
 STATISTIC = re.compile(rf"(mean|median|std|p(\d+(?:\.\d+)?))_({'|'.join((*METRICS, *QUEUE_METRICS))})_ms")
 
 Kind = TypeVar("Kind")
@@ -67,6 +70,9 @@ def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
         found |= {name: getattr(asked, name) for name in RAMP_UP}
     throughput, peaks, latencies = _summary(run.totals)
     found |= {"duration": run.duration, **throughput, **_lists(run.requests), **peaks, "rtfx": 0.0}
+    if run.probes is not None:
+        told = msgspec.to_builtins(run.probes)
+        found |= {f"{PROBE}{name}": told[name] for name in told if run.probes.completed or not name.endswith("_ms")}
     if run.rate_changes:
         found["rps_change_events"] = msgspec.to_builtins(run.rate_changes)
     found |= latencies
@@ -87,6 +93,7 @@ def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
         "churn": msgspec.to_builtins(run.churn),
         "interrupted": run.interrupted,
         "unfinished": run.unfinished,
+        "unsent": run.unsent,
         "configuration": {name: getattr(asked, name) for name in OURS},
         "models": [each.model for each in run.requests],
         "error_kinds": [each.error_kind for each in run.requests],
@@ -204,6 +211,8 @@ def _run(found: dict[str, Any]) -> Run:
         requests=_read_requests(found),
         interrupted=found.get("interrupted", False),
         unfinished=found.get("unfinished", 0),
+        unsent=found.get("unsent", 0),
+        probes=_read_probes(found),
     )
 
 
@@ -227,6 +236,11 @@ def _read_summary(found: dict[str, Any]) -> Summary:
     names = set(Summary.__struct_fields__) - {"latencies"}
     made: Summary = _convert({key: value for key, value in plain.items() if key in names} | {"latencies": {}}, Summary)
     return msgspec.structs.replace(made, latencies=latencies)
+
+
+def _read_probes(found: dict[str, Any]) -> Probes | None:
+    told = {name: found[f"{PROBE}{name}"] for name in Probes.__struct_fields__ if f"{PROBE}{name}" in found}
+    return _convert(told, Probes) if "completed" in told else None
 
 
 def _read_requests(found: dict[str, Any]) -> list[Request]:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import median
 
-from loraplex.bench.results.result import METRICS, QUEUE_METRICS, Distribution, Run, Summary
+from loraplex.bench.results.result import METRICS, QUEUE_METRICS, Distribution, Metric, Run, Summary
 
 WIDTH = 50
 BUSY = 0.8
 """Share of a core above which the client may be what is measured."""
+SEVERAL = 2.0
+"""Tokens a chunk from which ITL is too far from a time between tokens to be compared as one."""
+UNLIKE = 1.5
+"""Longest mean answer of an adapter by the shortest from which their tokens/s a request differ for that reason."""
 NAMES = {"client_queue_time": "Client Queue Time", "e2el_including_client_queue": "E2EL incl. Client Queue"}
 
 
 def text(run: Run) -> str:
-    """Everything; ends with a line for each warning."""
-    parts = [*_totals(run), *_errors(run), *_adapters(run), *_churn(run), *_cold(run), *_client(run), "=" * WIDTH]
-    return "\n".join([*parts, *(f"warning: {each}" for each in warnings(run))])
+    """Everything; ends with a line for each warning and each note."""
+    measured = [*_totals(run), *_probes(run), *_errors(run), *_adapters(run), *_churn(run), *_cold(run), *_client(run)]
+    parts = [*measured, "=" * WIDTH]
+    told = [*(f"warning: {each}" for each in warnings(run)), *(f"note: {each}" for each in notes(run))]
+    return "\n".join([*parts, *told])
 
 
 def warnings(run: Run) -> list[str]:
@@ -38,16 +45,47 @@ def warnings(run: Run) -> list[str]:
     if run.cold_error:
         found.append(f"adapters of --cold were not all measured: {run.cold_error}")
     if tokens.without_usage:
-        found.append(f"{tokens.without_usage} answers came without usage: their tokens were counted here")
+        found.append(f"{tokens.without_usage} of {done} answers came without usage: their tokens were counted here")
     if tokens.more_chunks:
         found.append(
-            f"{tokens.more_chunks} answers had more chunks with text than usage has tokens: one of the two is wrong"
+            f"{tokens.more_chunks} of {done} answers had more chunks with text than usage has tokens: "
+            "one of the two is wrong"
         )
-    if tokens.fewer_chunks:
+    if tokens.fewer_chunks and tokens.usage_tokens >= SEVERAL * tokens.chunks:
         found.append(
-            f"{tokens.fewer_chunks} answers had fewer chunks than tokens (all together {tokens.chunks} chunks, "
-            f"{tokens.usage_tokens} tokens): tokens came several at once, or without text; ITL is between chunks, and "
-            "the peak throughput counts chunks"
+            f"the server sends several tokens in one chunk ({tokens.usage_tokens} tokens in {tokens.chunks} chunks): "
+            "ITL is the time between chunks and the peak throughput counts them, so compare TPOT, which goes by tokens"
+        )
+    return found
+
+
+def notes(run: Run) -> list[str]:
+    """What a reader of the figures should know, though nothing is wrong with them."""
+    found = []
+    tokens = run.tokens
+    if tokens.fewer_chunks and tokens.usage_tokens < SEVERAL * tokens.chunks:
+        found.append(
+            f"{tokens.fewer_chunks} of {run.totals.completed} answers came in fewer chunks with text than they have "
+            f"tokens ({tokens.chunks} chunks, {tokens.usage_tokens} tokens). That is no error: a token may have no "
+            "text of its own, such as an end token that ignore_eos passes over, and a server may send two at once. "
+            "ITL is the time between chunks and the peak throughput counts them; TPOT, E2EL and tokens/s go by tokens"
+        )
+    lengths = {
+        name: each.total_output_tokens / each.completed
+        for name, each in run.adapters.items()
+        if each.total_output_tokens
+    }
+    if len(lengths) > 1 and max(lengths.values()) >= UNLIKE * min(lengths.values()):
+        longest, shortest = max(lengths, key=lambda name: lengths[name]), min(lengths, key=lambda name: lengths[name])
+        found.append(
+            f"answers of {longest} have {lengths[longest]:.1f} tokens on average, those of {shortest} "
+            f"{lengths[shortest]:.1f}: of a short answer the first token is a larger part, so the index of tokens/s "
+            "per request is lower without anyone being served worse; --ignore-eos makes them as long as asked for"
+        )
+    if run.configuration.max_seconds is not None and not run.unsent and not run.unfinished:
+        found.append(
+            f"all requests were sent within --max-seconds {run.configuration.max_seconds:g}, which cut nothing short: "
+            "raise --num-prompts for a run as long as that"
         )
     return found
 
@@ -67,6 +105,9 @@ def _totals(run: Run) -> list[str]:
         lines.append(_line("Maximum request concurrency:", asked.max_concurrency))
     if math.isfinite(asked.request_rate):
         lines.append(_line("Request rate configured (RPS):", float(asked.request_rate)))
+    if asked.max_seconds is not None:
+        lines.append(_line("Time to send in (s):", float(asked.max_seconds)))
+        lines.append(_line("Requests not sent:", run.unsent))
     lines += [
         _line("Benchmark duration (s):", run.duration),
         _line("Total input tokens:", totals.total_input_tokens),
@@ -111,8 +152,12 @@ def _errors(run: Run) -> list[str]:
 def _adapters(run: Run) -> list[str]:
     if len(run.adapters) < 2:
         return []
-    rows = [["", "done", "failed", "tok/s", *(f"{name.upper()} ms" for name in METRICS), "TTFT p99"]]
-    rows += [[name, *_row(found)] for name, found in run.adapters.items()]
+    shown = [metric for metric in METRICS if metric in run.totals.latencies]
+    tail = "99" in run.totals.latencies["ttft"].percentiles if "ttft" in shown else False
+    goodput = run.totals.request_goodput is not None
+    titles = [*(f"{name.upper()} ms" for name in shown), *["TTFT p99"] * tail, *["in time"] * goodput]
+    rows = [["", "done", "failed", "tok/s", *titles]]
+    rows += [[name, *_row(found, shown, run.duration, tail=tail)] for name, found in run.adapters.items()]
     fair = run.fairness
     lines = [f"{'By adapter (latencies: mean)':-^{WIDTH}}", *columns(rows)]
     if fair.jain_stream_rate is not None:
@@ -125,12 +170,35 @@ def _adapters(run: Run) -> list[str]:
     return lines
 
 
-def _row(found: Summary) -> list[str]:
-    latencies = found.latencies if found.completed else {}
-    means = [f"{latencies[metric].mean:.2f}" if metric in latencies else "" for metric in METRICS]
-    last = latencies["ttft"].percentiles.get("99") if "ttft" in latencies else None
-    tail = "" if last is None else f"{last:.2f}"
-    return [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}", *means, tail]
+def _row(found: Summary, shown: Sequence[Metric], duration: float, *, tail: bool) -> list[str]:
+    """`in time` is the share of its requests, those that failed among them, that met the objectives."""
+    times = [found.latencies[metric].mean for metric in shown]
+    if tail:
+        times.append(found.latencies["ttft"].percentiles["99"])
+    row = [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}"]
+    row += [f"{time:.2f}" if found.completed else "" for time in times]
+    if found.request_goodput is not None:
+        asked = found.completed + found.failed
+        row.append(f"{found.request_goodput * duration / asked:.0%}" if asked else "")
+    return row
+
+
+def _probes(run: Run) -> list[str]:
+    found = run.probes
+    if found is None:
+        return []
+    lines = [
+        f"{'Probe Requests':-^{WIDTH}}",
+        _line("Probe requests completed:", found.completed),
+        _line("Probe requests failed:", found.failed),
+    ]
+    if found.completed:
+        lines += [
+            _line("Median probe E2EL (ms):", found.median_e2el_ms),
+            _line("P99 probe E2EL (ms):", found.p99_e2el_ms),
+            _line("Max probe E2EL (ms):", found.max_e2el_ms),
+        ]
+    return lines
 
 
 def _churn(run: Run) -> list[str]:
