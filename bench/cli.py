@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TypeVar
 
 from cyclopts import App
 
 from loraplex.bench.errors import INTERRUPTED, Interrupted, OptionsInvalid, WorkloadInvalid
 from loraplex.bench.load.event_loop import run
+from loraplex.bench.load.foreign_flags import explained
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.sampling import Sampling
 from loraplex.bench.load.steps import Steps
@@ -22,7 +24,7 @@ Result = TypeVar("Result")
 bench = App(name="bench", help="Measure a server of the OpenAI API under load.", config=())
 
 
-@bench.command
+@bench.command(error_formatter=explained)
 def serve(
     *,
     target: Target | None = None,
@@ -56,12 +58,15 @@ def serve(
     if options.report.save_detailed and not (options.report.save_result or options.report.append_result):
         print("warning: --save-detailed writes no file without --save-result", file=sys.stderr)
     found = finish(lambda: benchmark(options))
-    print(text(found))
+    # Saved before it is printed: whoever reads this may stop reading, as `head` does.
+    failure, written = "", list[Path]()
     try:
-        for path in save(found, options.report):
-            print(f"wrote {path}")
+        written = save(found, options.report)
     except (OSError, LoraplexError) as error:
-        sys.exit(f"loraplex: {error}")
+        failure = f"loraplex: {error}"
+    print(text(found), *(f"wrote {path}" for path in written), sep="\n")
+    if failure:
+        sys.exit(failure)
     if found.interrupted:
         sys.exit(INTERRUPTED)
     if not found.totals.completed:
@@ -70,7 +75,7 @@ def serve(
         sys.exit(f"loraplex: {found.cold_error}")
 
 
-@bench.command
+@bench.command(error_formatter=explained)
 def sweep(
     *,
     steps: Steps | None = None,

@@ -47,6 +47,8 @@ MEASURES: dict[str, Measure] = {
     "cold_load_ms": Measure("loading an adapter", "ms", False),
     "cold_ttft_ms": Measure("first TTFT after a load", "ms", False),
     "switch_ms": Measure("first use of an adapter", "ms", False),
+    "probe_median_e2el_ms": Measure("probe median", "ms", False),
+    "probe_p99_e2el_ms": Measure("probe p99", "ms", False),
     "failed": Measure("failed requests", "", False),
 }
 """In the order in which they are shown."""
@@ -60,6 +62,8 @@ BRIEF = (
     "churn_load_ms",
     "cold_load_ms",
     "switch_ms",
+    "probe_median_e2el_ms",
+    "probe_p99_e2el_ms",
     "failed",
 )
 """Those that a table shows unless asked for more."""

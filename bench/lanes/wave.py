@@ -102,4 +102,5 @@ def in_lane(lane: Lane, asks: Sequence[Ask], clock: Callable[[], float] = time.p
     for ask, request in zip(asks, requests, strict=True):
         if request.output_tokens != ask.output_tokens:
             raise ServerFailed(f"lane {lane.name}: {request.output_tokens} tokens instead of {ask.output_tokens}")
+        request.usage_tokens = request.output_tokens
     return Measured(requests, clock() - start, ClientCost(), [])

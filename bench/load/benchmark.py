@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from loraplex.bench.load.interruption import interruption
 from loraplex.bench.load.mix import assign
 from loraplex.bench.load.open_files import make_room
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
+from loraplex.bench.load.probe import probing, summarize_probes
 from loraplex.bench.load.progress import shown
 from loraplex.bench.load.sampling import Sampling
 from loraplex.bench.load.target import Target
@@ -80,11 +82,14 @@ async def benchmark(options: Options) -> Run:
     ) as client:
         await _prepare(client, plan, options)
         with interruption() as stop:
-            measured, churn = await _run(client, plan, options, stop)
+            async with probing(client, workload, name, traffic.probe_request_rate, stop) as probes:
+                measured, churn = await _run(client, plan, options, stop)
             cold: list[ColdLoad] = []
             cold_error = ""
             if options.cold.cold and not stop.is_set():
                 cold, cold_error = await measure_cold(client, workload, prompts, target, options.cold, stop)
+    if not measured.requests and not stop.is_set():
+        raise OptionsInvalid(f"--max-seconds {traffic.max_seconds:g} is over before the first request: raise it")
     if not measured.requests:
         raise Interrupted("interrupted before any request had ended")
     if options.cold.churn and not churn:
@@ -112,9 +117,16 @@ async def benchmark(options: Options) -> Run:
         adapters=list(dict.fromkeys([*options.adapters.adapters, *(each.model for each in plan)])),
         adapter_mix=mix_of(options.adapters) if options.adapters.adapters or options.adapters.adapter_mix else "",
         goodput=options.report.objectives,
+        max_seconds=traffic.max_seconds,
     )
     run = reckon(configuration, measured, options.report, cold)
-    return msgspec.structs.replace(run, cold_error=cold_error, churn=churn, interrupted=stop.is_set())
+    return msgspec.structs.replace(
+        run,
+        cold_error=cold_error,
+        churn=churn,
+        interrupted=stop.is_set(),
+        probes=summarize_probes(probes) if traffic.probe_request_rate else None,
+    )
 
 
 def reckon(configuration: Configuration, measured: Measured, report: Report, cold: Sequence[ColdLoad] = ()) -> Run:
@@ -147,6 +159,7 @@ def reckon(configuration: Configuration, measured: Measured, report: Report, col
         rate_changes=measured.rate_changes,
         requests=requests,
         unfinished=measured.unfinished,
+        unsent=measured.unsent,
     )
 
 
@@ -172,9 +185,10 @@ async def _run(
     tally = Tally(began=time.perf_counter())
     console = Console(stderr=True, quiet=options.report.disable_tqdm)
     async with shown(tally, console), churning(options.target, options.cold, tally) as churn:
-        measured = await drive(client, plan, options.traffic.max_concurrency, tally, stop)
+        limit = math.inf if options.traffic.max_seconds is None else options.traffic.max_seconds
+        measured = await drive(client, plan, options.traffic.max_concurrency, tally, stop, limit)
     refused = [each for each in measured.requests if each.error_kind == "connection"]
-    if len(refused) == len(plan):
+    if refused and len(refused) == len(plan) - measured.unsent:
         raise ServerFailed(f"{options.target.url} cannot be reached: {refused[0].error}")
     return measured, churn
 

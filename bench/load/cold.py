@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 
 from loraplex.bench.errors import OptionsInvalid, ServerFailed
-from loraplex.bench.load.client import Client
+from loraplex.bench.load.client import LONGEST_ERROR, Client
 from loraplex.bench.load.driver import Tally
 from loraplex.bench.load.options import Cold
 from loraplex.bench.load.prompt import Prompt
@@ -51,11 +51,13 @@ async def measure_cold(
     loads: list[ColdLoad] = []
     questions = cycle(prompts)
     async with _managing(target, cold) as management:
-        for _ in range(cold.cold_rounds):
+        for number in range(cold.cold_rounds):
             for name, path in paths(cold.cold, "--cold").items():
                 if stop.is_set():
                     return loads, ""
                 try:
+                    if not number:
+                        await management.try_load(name, path)
                     await management.unload(name)
                     seconds = await management.load(name, path)
                     first = await _ttft(client, workload, questions, name)
@@ -118,6 +120,11 @@ class _Management:
             return await self._call("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": path})
         return await self._call("PUT", f"/v1/adapters/{name}", {"path": path})
 
+    async def try_load(self, name: str, path: str) -> None:
+        """Where a load replaces what is there: one that fails now takes no adapter away, as it would after `unload`."""
+        if not self._vllm:
+            await self.load(name, path)
+
     async def replace(self, name: str, path: str) -> None:
         """Load one that is loaded already."""
         if self._vllm:
@@ -142,10 +149,19 @@ class _Management:
             raise ServerFailed(f"{method} {path}: {str(error) or type(error).__name__}") from None
         if response.status >= 400 and not (missing and response.status == 404):
             raise ServerFailed(
-                f"{method} {path} answered {response.status}: {answer.strip()[:500]}; this needs --admin-key, and a "
-                "server that may load adapters from there"
+                f"{method} {path} answered {response.status}: {_message(answer)}; this needs --admin-key, and a server "
+                "that may load adapters from there"
             )
         return time.perf_counter() - start
+
+
+def _message(answer: str) -> str:
+    """That of an error as OpenAI's API has it, or what came instead."""
+    try:
+        told = str(msgspec.json.decode(answer)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        told = answer.strip()
+    return told[:LONGEST_ERROR]
 
 
 @asynccontextmanager

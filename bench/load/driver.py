@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
@@ -43,14 +44,22 @@ class Measured(Struct, frozen=True):
     rate_changes: list[RateChange]
     unfinished: int = 0
     """Requests that an interruption gave up, or that it came before."""
+    unsent: int = 0
+    """Requests whose turn did not come in time."""
 
 
 async def drive(
-    client: Client, plan: Sequence[Planned], concurrency: int | None, tally: Tally, stop: asyncio.Event | None = None
+    client: Client,
+    plan: Sequence[Planned],
+    concurrency: int | None,
+    tally: Tally,
+    stop: asyncio.Event | None = None,
+    limit: float = math.inf,
 ) -> Measured:
     """Send every request at its time, at most `concurrency` at once; the others wait in the client, in order.
 
-    Once `stop` is set no other is sent, and those under way are given up.
+    After `limit` seconds no other is sent, and those under way are read to their end. Once `stop` is set no other is
+    sent either, and those under way are given up.
     """
     places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
     gc.collect()
@@ -64,6 +73,8 @@ async def drive(
     async def send(index: int, planned: Planned) -> None:
         due = time.perf_counter()
         async with places:
+            if time.perf_counter() - began >= limit:
+                return
             tally.running += 1
             request = await client.ask(planned.model, planned.body, began, tally.count, planned.request_id)
             tally.running -= 1
@@ -80,6 +91,8 @@ async def drive(
         tasks = []
         try:
             for index, planned in enumerate(plan):
+                if planned.at >= limit:
+                    break
                 # uvloop's timers are in whole milliseconds, and may end too soon.
                 while (wait := began + planned.at - time.perf_counter()) > 0:  # noqa: ASYNC110
                     await asyncio.sleep(wait)
@@ -98,7 +111,9 @@ async def drive(
     duration = time.perf_counter() - began
     cost = ClientCost(time.process_time() - processor, duration, tally.chunks)
     requests = [ended[index] for index in sorted(ended)]
-    return Measured(requests, duration, cost, changes, len(plan) - len(requests))
+    left = len(plan) - len(requests)
+    unfinished = left if stop is not None and stop.is_set() else 0
+    return Measured(requests, duration, cost, changes, unfinished, left - unfinished)
 
 
 async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurrency: int | None) -> None:

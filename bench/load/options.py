@@ -120,6 +120,12 @@ class Traffic:
     max_concurrency: AtLeastOne | None = None
     "Requests under way at the same time; more wait in the client."
 
+    max_seconds: OverZero | None = None
+    "Send no other request after so long; those under way end."
+
+    probe_request_rate: Annotated[float, Parameter(validator=Number(gte=0))] = 0.0
+    "Probes a second: requests for one token, one after another beside the run, to see how long others wait; 0: none."
+
     num_warmups: NotNegative = 0
     "Requests before the run, which do not count; they go round the adapters."
 

@@ -126,7 +126,7 @@ def saturated(points: Sequence[Point], steps: Steps) -> str | None:
         before = max(each.output_throughput for each in points[:-1])
         gain = last.output_throughput / before - 1 if before else 1.0
         if gain < steps.min_gain:
-            return f"output tokens a second changed by {gain:+.1%}"
+            return f"output tokens a second changed by {gain:+.1%}, less than --min-gain {steps.min_gain:.0%}"
     return None
 
 

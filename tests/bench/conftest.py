@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,14 @@ DEMO = Path(__file__).parents[2] / "adapters" / "demo"
 def scripted() -> Iterator[Scripted]:
     with scripted_server() as server:
         yield server
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    """A dataset of forty prompts."""
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Question {index}"}) + "\n" for index in range(40)))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,10 @@ from starlette.routing import Route
 MODELS = ("steady", "other", "pairs", "wordy", "no-usage", "refuses", "fails", "cut", "stops", "tells", "babbles")
 PROMPT_TOKENS = 7
 EVENTS = "text/event-stream"
+PROBES = 3
+"""Probes after which the model `awaits-probes` answers."""
+DAWDLING_SECONDS = 2.1
+"""Before the first token of the model `dawdles`."""
 
 
 class Cut(Exception):
@@ -38,6 +42,8 @@ class Scripted:
     """Method, path, body and authorization of each call."""
     flaky: int = 0
     """Answers of the model `flaky` that fail before the first that does not."""
+    calls: int = 0
+    """Of the management API, after which the model `awaits-calls` answers."""
     answers: int | None = None
     """After so many it takes no other connection, and fails what comes over those that it has."""
     close: Callable[[], None] = lambda: None
@@ -70,6 +76,12 @@ def application(scripted: Scripted) -> Starlette:
             case "flaky" if scripted.flaky:
                 scripted.flaky -= 1
                 return PlainTextResponse("not yet", 503)
+            case "awaits-calls":
+                await until(lambda: len(scripted.management) >= scripted.calls)
+            case "awaits-probes":
+                await until(lambda: sum(each.get("prompt") == "Hi" for each in scripted.bodies) >= PROBES)
+            case "dawdles":
+                await asyncio.sleep(DAWDLING_SECONDS)
             case "hangs":
                 while (await request.receive())["type"] != "http.disconnect":
                     pass
@@ -102,6 +114,11 @@ def application(scripted: Scripted) -> Starlette:
             Route("/v1/unload_lora_adapter", manage, methods=["POST"]),
         ]
     )
+
+
+async def until(met: Callable[[], bool]) -> None:
+    while not met():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
@@ -162,10 +179,10 @@ def scripted_server() -> Iterator[Scripted]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while not server.started:
                 assert thread.is_alive(), "the scripted server did not start"
-                assert time.monotonic() < deadline, "the scripted server did not start within 10 s"
+                assert time.monotonic() < deadline, "the scripted server did not start within 60 s"
                 time.sleep(0.01)
             yield scripted
         finally:

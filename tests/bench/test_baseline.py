@@ -24,7 +24,7 @@ class SlowerThanBaseline(UserWarning):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("default::tests.bench.test_baseline.SlowerThanBaseline")
 def test_no_ratio_is_lost() -> None:
     saved = read_baseline()

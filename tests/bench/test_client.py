@@ -103,9 +103,10 @@ async def test_an_answer_that_does_not_come_is_a_timeout(scripted: Scripted) -> 
 
 
 async def test_a_server_that_is_not_there_is_a_connection_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert (await ask(url, "steady")).error_kind == "connection"
+    with socket.socket() as taken:  # so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert (await ask(url, "steady")).error_kind == "connection"
 
 
 async def test_an_answer_without_tokens_says_so(scripted: Scripted) -> None:

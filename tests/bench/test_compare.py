@@ -207,3 +207,16 @@ def test_one_side_alone_is_nothing_to_compare(cli: Cli, tmp_path: Path) -> None:
     ended = cli("bench", "compare", *save(tmp_path, one=make_run("same")), "--by", "file")
     assert ended.status == 2
     assert "every run is of 'one', so there is nothing to compare it with: name another file" in ended.err
+
+
+def test_names_that_are_longer_than_their_column_are_shown_whole(cli: Cli, tmp_path: Path) -> None:
+    names = [f"openai-infqps-concurrency8-{name}" for name in ("before", "after")]
+    files = []
+    for name in names:
+        files.append(tmp_path / f"{name}.json")
+        write(make_run(), files[-1])
+    ended = cli("bench", "compare", *files)
+    assert ended.status == 0, ended.err
+    headers = ended.out.split("output tokens/s")[0]
+    columns = [line.split("┃")[2:4] for line in headers.splitlines() if line.startswith("┃")]
+    assert ["".join(column[side].strip() for column in columns) for side in (0, 1)] == names

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from loraplex.bench.results.result_file import read
 from tests.bench.conftest import DEMO
 from tests.bench.scripted_server import Scripted
+from tests.server.process import wait_until
 
 SHORT = ("--input-len", "8", "--output-len", "4", "--threads", "1", "--device", "cpu", "--lane", "batched")
 
 
-def interrupted(command: list[str | Path], when: Callable[[], bool]) -> subprocess.CompletedProcess[str]:
-    """Run `loraplex bench ...` and send it SIGINT once `when` is true."""
+def interrupted(
+    command: list[str | Path], when: Callable[[], bool], errors: IO[str] | int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    """Run `loraplex bench ...` and send it SIGINT once `when` is true; what goes to `errors` is not in the result."""
     process = subprocess.Popen(
         [sys.executable, "-m", "loraplex.server", "bench", *command],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
     try:
-        deadline = time.monotonic() + 60
-        while not when():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "it never came so far"
-            time.sleep(0.01)
+        wait_until(lambda: process.poll() is not None or when())
+        assert process.poll() is None, process.communicate()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
@@ -113,14 +114,18 @@ def test_a_sweep_keeps_the_steps_that_were_done(scripted: Scripted, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_lanes_keep_the_rounds_that_were_done(tmp_path: Path) -> None:
-    log = tmp_path / "runs.json"
+def test_lanes_keep_the_rounds_that_were_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as for a terminal, which is shown the round
+    monkeypatch.setenv("COLUMNS", "120")
+    log, shown = tmp_path / "runs.json", tmp_path / "shown"
     command: list[str | Path] = ["engine", DEMO, *SHORT, "--concurrency", "1", "--rounds", "100000", "--json", log]
-    began = time.monotonic()
-    ended = interrupted(command, lambda: time.monotonic() - began > 8)
-    assert ended.returncode == 130, ended.stderr
+    with shown.open("w") as errors:
+        ended = interrupted(
+            command, lambda: bool(re.search(r"round ([2-9]|\d\d+) of 100000", shown.read_text())), errors
+        )
+    assert ended.returncode == 130, shown.read_text()
     runs = read(log)
     labels = [run.configuration.label for run in runs]
     assert labels.count("batched, base") == labels.count("batched, 1 adapter") > 0
-    assert f"interrupted after {len(runs) // 2} of 100000 rounds" in ended.stderr
+    assert f"interrupted after {len(runs) // 2} of 100000 rounds" in shown.read_text()
     assert "tokens/s of the base's" in ended.stdout

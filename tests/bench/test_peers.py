@@ -70,11 +70,11 @@ def test_a_starter_that_is_ended_takes_its_server_along(work: Path, tmp_path: Pa
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         url = next(found[1] for line in starter.stdout if (found := re.match(r"Ready on (\S+);", line)))
-        assert httpx.get(f"{url}/health").is_success
+        assert httpx.get(f"{url}/health", timeout=60).is_success
         starter.terminate()
         assert starter.wait(60) == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health")
+        httpx.get(f"{url}/health", timeout=60)
     command[3] = str(tmp_path)
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (

@@ -31,7 +31,7 @@ async def test_nothing_is_shown_where_nobody_looks() -> None:
 
 
 async def _until(screen: io.StringIO, text: str) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if text in screen.getvalue():
             return
         await asyncio.sleep(0.01)

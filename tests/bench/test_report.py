@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from matplotlib.patches import StepPatch
 
-from loraplex.bench.results.plots import course
 from loraplex.bench.results.report import write_report
 from loraplex.bench.results.result import ColdLoad, Run
 from loraplex.bench.results.result_file import read, write
+from loraplex.bench.results.run_plots import course
 from tests.bench.runs import make_run
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "path", "use", "rect", "line", "circle"}

@@ -48,7 +48,7 @@ STATISTICS = [
 DETAILED = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"]
 RAMP_UP = ["ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "rps_change_events"]
 OURS = {"adapters", "fairness", "errors_by_kind", "token_check", "client", "timeline", "cold"}
-OURS |= {"cold_error", "churn", "interrupted", "unfinished", "configuration"}
+OURS |= {"cold_error", "churn", "interrupted", "unfinished", "unsent", "configuration"}
 OURS_DETAILED = {"models", "error_kinds", "finish_reasons", "usage_tokens"}
 
 REQUESTS = [
