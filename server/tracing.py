@@ -50,26 +50,28 @@ class Tracing:
     def export(self, record: RequestRecord, route: str) -> None:
         """Hand over the spans of a request that has just ended."""
         now = time.perf_counter()
+        # Read once, so that what follows in a trace on something else begins where that ends.
+        epoch = time.time_ns() - int(now * 1e9)
         parent = self._propagator.extract(record.traceparent)
         span = self._tracer.start_span(
             f"{record.method} {route}",
             parent,
             self._server,
             _request_attributes(record, route),
-            start_time=_nanoseconds(record.arrived, now),
+            start_time=_nanoseconds(record.arrived, epoch),
         )
         context = self._in_context(span, parent)
         for index, sequence in enumerate(record.sequences):
-            self._export_sequence(sequence, index, context, now)
+            self._export_sequence(sequence, index, context, now, epoch)
         if record.status >= 500:
             span.set_status(self._failed)
-        span.end(_nanoseconds(now, now))
+        span.end(_nanoseconds(now, epoch))
 
     def close(self) -> None:
         """Send what is left. Blocks."""
         self._provider.shutdown()
 
-    def _export_sequence(self, sequence: SequenceRecord, index: int, context: Context, now: float) -> None:
+    def _export_sequence(self, sequence: SequenceRecord, index: int, context: Context, now: float, epoch: int) -> None:
         end = sequence.ended or now
         marks = [sequence.entered, sequence.admitted, sequence.first_token, end]
         attributes: Attributes = {
@@ -82,9 +84,9 @@ class Tracing:
         for name, start, stop in zip(("queue", "prefill", "decode"), marks, marks[1:], strict=False):
             if start is not None:
                 span = self._tracer.start_span(
-                    name, context, attributes=attributes, start_time=_nanoseconds(start, now)
+                    name, context, attributes=attributes, start_time=_nanoseconds(start, epoch)
                 )
-                span.end(_nanoseconds(end if stop is None else stop, now))
+                span.end(_nanoseconds(end if stop is None else stop, epoch))
 
 
 def _request_attributes(record: RequestRecord, route: str) -> Attributes:
@@ -109,6 +111,6 @@ def _request_attributes(record: RequestRecord, route: str) -> Attributes:
     return attributes
 
 
-def _nanoseconds(moment: float, now: float) -> int:
-    """Unix time of a moment of time.perf_counter()."""
-    return time.time_ns() - int((now - moment) * 1e9)
+def _nanoseconds(moment: float, epoch: int) -> int:
+    """Unix time of a moment of time.perf_counter(), whose zero is `epoch`."""
+    return epoch + int(moment * 1e9)
