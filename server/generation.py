@@ -16,7 +16,7 @@ from loraplex.server.model import Model
 from loraplex.server.text.detokenizer import Detokenizer
 from loraplex.server.text.stop import StopStrings
 from loraplex.server.text.tokenizer import Text
-from loraplex.server.timing import Clocks
+from loraplex.server.timing import Clock, Clocks
 
 
 class Job(Struct, frozen=True):
@@ -63,6 +63,10 @@ class Generation:
         self._text = text
         self._clocks = clocks
 
+    def count(self) -> None:
+        """Count all tokens that came, which else are counted when they are on their way."""
+        self._clocks.count()
+
     async def run(self, job: Job, ticket: Ticket, take: Callable[[Delta], None], deadline: float | None = None) -> None:
         """Give the answer to `take` as it comes; cancelling this cancels the work.
 
@@ -70,20 +74,9 @@ class Generation:
         NotReady, EngineFailed, DeadlineExceeded and what `take` does.
         """
         clock = self._clocks.start(job.model.name, job.arrived, len(job.prompt))
-        decoding = _Decoding(self._text, job)
-        ended: Literal["stop", "length", "error", "timeout", "cancelled"] = "cancelled"
+        decoding = _Decoding(self._text, job, clock, take)
+        ended: Literal["error", "timeout", "cancelled"] = "cancelled"
         timer: asyncio.TimerHandle | None = None
-
-        def pass_on(output: Output, more: bool) -> bool:
-            nonlocal ended
-            delta = decoding.decode(output, more)
-            take(delta)
-            clock.tokens(len(delta.tokens), delta.cached)
-            if delta.finish is None:
-                return True
-            ended = delta.finish
-            return False
-
         try:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -98,7 +91,7 @@ class Generation:
                 max_tokens=job.max_tokens,
                 sampling=job.sampling,
                 guide=job.guide,
-                take=pass_on,
+                take=decoding.pass_on,
                 on_end=lambda: self._admission.release(ticket),
             ) as stream:
                 if deadline is not None:
@@ -113,37 +106,48 @@ class Generation:
             if timer:
                 timer.cancel()
             self._admission.release(ticket)
-            clock.end(ended)
+            clock.end(decoding.finish or ended)
 
 
 class _Decoding:
-    """Outputs of the engine to deltas: detokenizes and looks for stop strings."""
+    """Outputs of the engine to deltas: detokenizes, looks for stop strings, counts."""
 
-    def __init__(self, text: Text, job: Job) -> None:
+    __slots__ = ("_clock", "_detokenizer", "_include_stop", "_stop", "_take", "finish")
+
+    def __init__(self, text: Text, job: Job, clock: Clock, take: Callable[[Delta], None]) -> None:
         before = job.prompt[-8:] if job.continues_prompt else ()
         self._detokenizer = Detokenizer(text.tokenizer, before, job.hidden)
-        self._stop = StopStrings(job.stop, include=job.include_stop)
+        self._stop = StopStrings(job.stop, include=job.include_stop) if job.stop else None
         self._include_stop = job.include_stop
+        self._clock = clock
+        self._take = take
+        self.finish: Finish | None = None
+        """How it ended, once all of it was taken."""
 
-    def decode(self, output: Output, more: bool) -> Delta:
+    def pass_on(self, output: Output, more: bool) -> bool:
+        """As `engine.stream.Take`."""
+        delta = self._decode(output, more)
+        self._clock.tokens(len(delta.tokens), delta.cached)
+        self._take(delta)
+        self.finish = delta.finish
+        return delta.finish is None
+
+    def _decode(self, output: Output, more: bool) -> Delta:
         # The token that ends a sequence is no part of its text, whether the tokenizer calls it special or not.
         ends = output.finish == "stop" and not self._include_stop
         visible = output.tokens[:-1] if ends else output.tokens
-        text = ""
-        for count, token in enumerate(visible, 1):
-            text += self._stop.feed(self._detokenizer.add(token))
-            if self._stop.stopped:
-                return Delta(
-                    text,
-                    output.tokens[:count],
-                    "stop",
-                    (output.logprobs or [])[:count],
-                    output.cached,
-                    output.prompt_logprobs,
-                )
-        if output.finish:
-            text += self._stop.flush()
         logprobs = output.logprobs or []
+        if self._stop is None:
+            text = self._detokenizer.decode(visible)
+        else:
+            text = ""
+            for count, token in enumerate(visible, 1):
+                text += self._stop.feed(self._detokenizer.add(token))
+                if self._stop.stopped:
+                    tokens, logprobs = output.tokens[:count], logprobs[:count]
+                    return Delta(text, tokens, "stop", logprobs, output.cached, output.prompt_logprobs)
+            if output.finish:
+                text += self._stop.flush()
         return Delta(text, output.tokens, output.finish, logprobs, output.cached, output.prompt_logprobs, more)
 
 

@@ -103,7 +103,7 @@ class LimitedRequest(HttpToolsProtocol):
         self._timer = self.loop.call_later(IDLE_SECONDS, self._check_body)
         super().on_headers_complete()
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete] + [self.cycle]
-        self.scope["extensions"] = Outlet(self.cycle, self.transport, self.flow).extension()
+        self.scope["extensions"] = Outlet(self.transport, self.flow).extension()
 
     def on_message_complete(self) -> None:
         self._stop_timer()

@@ -67,10 +67,9 @@ class RequestRecord:
         if self.rate:
             self.rate.spend_tokens(tokens)
 
-    def take_tokens(self, generated: int, cached: int) -> None:
-        """Count generated tokens, and prompt tokens that needed no computing."""
+    def take_tokens(self, generated: int) -> None:
+        """Count generated tokens."""
         self.generated_tokens += generated
-        self.cached_tokens += cached
         if self.rate:
             self.rate.spend_tokens(generated)
 

@@ -65,11 +65,15 @@ class Clock:
         if cached:
             self._cached.inc(cached)
             self._record.cached_tokens += cached
+            if self._request:
+                self._request.cached_tokens += cached
         if count:
             self._clocks.came(self, count)
 
     def count(self, tokens: int, now: float) -> None:
         """Count tokens that came at once, just before."""
+        if self._request:
+            self._request.take_tokens(tokens)
         record = self._record
         if record.last_token is None:
             record.first_token = now

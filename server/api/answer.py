@@ -68,14 +68,14 @@ class Answer:
         self.created = int(time.time())
         self.fingerprint = serving.fingerprint
 
-    async def run(self, take: Callable[[int, Delta], None]) -> None:
-        """Give every delta to `take` as it comes, with the index of its choice.
+    async def run(self, takes: Callable[[int], Callable[[Delta], None]]) -> None:
+        """Give every delta as it comes to what `takes` gives for the index of its choice.
 
-        Raises NotReady, EngineFailed, DeadlineExceeded and what `take` does.
+        Raises NotReady, EngineFailed, DeadlineExceeded and what taking does.
         """
         run = self._serving.generation.run
         choices = [
-            run(job, ticket, partial(self._count, take, index), self._deadline)
+            run(job, ticket, takes(index), self._deadline)
             for index, (job, ticket) in enumerate(zip(self._jobs, self._tickets, strict=True))
         ]
         if len(choices) == 1:  # by far the most common, and spared a task
@@ -97,11 +97,12 @@ class Answer:
             if delta.prompt_logprobs is not None:
                 choice.prompt_logprobs = delta.prompt_logprobs
 
-        await self.run(take)
+        await self.run(lambda index: partial(take, index))
         return choices
 
     def usage(self) -> Usage:
         """Tokens so far. A prompt that several choices share counts once."""
+        self._serving.generation.count()
         prompt = self._prompt_tokens()
         # Later choices of one prompt find it cached by the first; that is no saving of the client's.
         cached = PromptTokensDetails(min(self._record.cached_tokens, prompt))
@@ -130,10 +131,6 @@ class Answer:
             return await unless_disconnected(request, response)
         finally:
             self.close()
-
-    def _count(self, take: Callable[[int, Delta], None], index: int, delta: Delta) -> None:
-        self._record.take_tokens(len(delta.tokens), delta.cached)
-        take(index, delta)
 
     def _prompt_tokens(self) -> int:
         return sum(len(prompt) for prompt in {id(job.prompt): job.prompt for job in self._jobs}.values())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 from msgspec import UNSET
@@ -14,7 +13,7 @@ from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.conversation import FunctionDelta, ToolCallDelta
-from loraplex.server.api.envelope import TEXT, Envelope
+from loraplex.server.api.envelope import TEXT, Envelope, Texts
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import chat_logprobs
 from loraplex.server.api.prompt import encode_prompt, render
@@ -129,17 +128,14 @@ async def _complete(server: Serving, answer: Answer, tool_format: ToolFormat | N
 
 
 class _Chunks:
-    """Chunks of every choice: the role first, the finish reason last, and usage after all of them if asked for."""
+    """Chunks of every choice, and usage after all of them if asked for."""
 
     def __init__(self, server: Serving, answer: Answer, tool_format: ToolFormat | None, reported: Reporting) -> None:
-        self._tokenizer = server.text.tokenizer
-        self._answer = answer
-        self._tool_format = tool_format
-        self._reported = reported
-        self._readings: dict[int, Reading] = {}
-        self._plain: dict[int, Callable[[str], bytes]] = {}
-        """Makes the chunks that are nothing but text, which nearly all are."""
-        self._envelope = Envelope(
+        self.tokenizer = server.text.tokenizer
+        self.answer = answer
+        self.tool_format = tool_format
+        self.reported = reported
+        self.envelope = Envelope(
             ChatCompletionChunk(
                 id=answer.id,
                 created=answer.created,
@@ -150,30 +146,47 @@ class _Chunks:
         )
 
     async def tell(self, write: Write) -> None:
-        await self._answer.run(lambda index, delta: write(self._events(index, delta), delta.more))
-        if self._reported != "never":
-            write(self._envelope.event([], self._answer.usage()))
+        await self.answer.run(lambda index: _ChoiceChunks(self, index, write).take)
+        if self.reported != "never":
+            write(self.envelope.event([], self.answer.usage()))
 
-    def _events(self, index: int, delta: Delta) -> bytes:
-        plain = self._plain.get(index)
-        if plain and not (delta.finish or delta.logprobs):
-            return plain(delta.text) if delta.text else b""
+
+class _ChoiceChunks:
+    """Chunks of one choice: the role first, the finish reason last."""
+
+    __slots__ = ("_chunks", "_index", "_plain", "_reading", "_write")
+
+    def __init__(self, chunks: _Chunks, index: int, write: Write) -> None:
+        self._chunks = chunks
+        self._index = index
+        self._write = write
+        self._reading: Reading | None = None
+        self._plain: Texts | None = None
+        """Makes the chunks that are nothing but text, which nearly all are."""
+
+    def take(self, delta: Delta) -> None:
+        if self._plain is None or delta.finish or delta.logprobs:
+            self._write(self._events(delta), delta.more)
+        else:
+            self._write(self._plain.event(delta.text) if delta.text else b"", delta.more)
+
+    def _events(self, delta: Delta) -> bytes:
+        chunks, index = self._chunks, self._index
         found: list[ChatChunkChoice] = []
-        usage = self._answer.chunk_usage(self._reported)
-        reading = self._readings.get(index)
-        if reading is None:
-            reading = self._readings[index] = Reading(self._tool_format)
+        usage = chunks.answer.chunk_usage(chunks.reported)
+        if self._reading is None:
+            self._reading = Reading(chunks.tool_format)
             found.append(ChatChunkChoice(index, ChatDelta("assistant", "")))
-            if self._tool_format is None and not isinstance(usage, Usage):
-                self._plain[index] = self._envelope.texts(ChatChunkChoice(index, ChatDelta(content=TEXT)), usage)
-        pieces, finish = reading.read(delta)
-        logprobs = chat_logprobs(self._tokenizer, delta.tokens, delta.logprobs)
+            if chunks.tool_format is None and not isinstance(usage, Usage):
+                self._plain = chunks.envelope.texts(ChatChunkChoice(index, ChatDelta(content=TEXT)), usage)
+        pieces, finish = self._reading.read(delta)
+        logprobs = chat_logprobs(chunks.tokenizer, delta.tokens, delta.logprobs)
         for piece in pieces or ([""] if logprobs else []):
-            found.append(ChatChunkChoice(index, _delta(reading, piece), None, logprobs))
+            found.append(ChatChunkChoice(index, _delta(self._reading, piece), None, logprobs))
             logprobs = None
         if finish:
             found.append(ChatChunkChoice(index, ChatDelta(), finish))
-        return b"".join([self._envelope.event([choice], usage) for choice in found])
+        return b"".join([chunks.envelope.event([choice], usage) for choice in found])
 
 
 def _delta(reading: Reading, piece: Piece) -> ChatDelta:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from contextlib import ExitStack
 
 from msgspec import UNSET, UnsetType
@@ -15,7 +14,7 @@ from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.echo import Echo, echoes, joined
-from loraplex.server.api.envelope import Envelope
+from loraplex.server.api.envelope import TEXT, Envelope, Texts
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import completion_logprobs
 from loraplex.server.api.prompt import encode_prompt
@@ -138,40 +137,64 @@ class _Chunks:
     def __init__(
         self, server: Serving, answer: Answer, body: CompletionRequest, echo: list[Echo] | None, reported: Reporting
     ) -> None:
-        self._text = server.text
-        self._answer = answer
-        self._body = body
-        self._echo = echo
-        self._reported = reported
-        self._envelope = Envelope(_completion(answer, [], UNSET))
-        self._lengths = defaultdict(int, enumerate(len(each.text) for each in echo or ()))
-        """Of each choice's text so far."""
+        self.text = server.text
+        self.answer = answer
+        self.body = body
+        self.echo = echo
+        self.reported = reported
+        self.envelope = Envelope(_completion(answer, [], UNSET))
 
     async def tell(self, write: Write) -> None:
-        if self._body.logprobs is None:
-            for index, before in enumerate(self._echo or ()):
-                write(self._event(CompletionChoice(index, before.text)))
-        await self._answer.run(lambda index, delta: write(self._events(index, delta), delta.more))
-        if self._reported != "never":
-            write(self._envelope.event([], _usage(self._answer, self._body)))
+        if self.body.logprobs is None:
+            for index, before in enumerate(self.echo or ()):
+                write(self.event(CompletionChoice(index, before.text)))
+        await self.answer.run(lambda index: _ChoiceChunks(self, index, write).take)
+        if self.reported != "never":
+            write(self.envelope.event([], _usage(self.answer, self.body)))
 
-    def _events(self, index: int, delta: Delta) -> bytes:
+    def event(self, choice: CompletionChoice) -> bytes:
+        return self.envelope.event([choice], self.answer.chunk_usage(self.reported))
+
+
+class _ChoiceChunks:
+    """Chunks of one choice."""
+
+    __slots__ = ("_chunks", "_echo", "_index", "_length", "_plain", "_write")
+
+    def __init__(self, chunks: _Chunks, index: int, write: Write) -> None:
+        self._chunks = chunks
+        self._index = index
+        self._write = write
+        self._echo = chunks.echo[index] if chunks.echo else None
+        self._length = len(self._echo.text) if self._echo else 0
+        """Of the choice's text so far."""
+        self._plain: Texts | None = None
+        """Makes the chunks that are nothing but text, where nearly all are."""
+        usage = chunks.answer.chunk_usage(chunks.reported)
+        if chunks.body.logprobs is None and chunks.body.max_tokens != 0 and not isinstance(usage, Usage):
+            self._plain = chunks.envelope.texts(CompletionChoice(index, TEXT), usage)
+
+    def take(self, delta: Delta) -> None:
+        if self._plain is None or delta.finish:
+            self._write(self._events(delta), delta.more)
+        else:
+            self._write(self._plain.event(delta.text) if delta.text else b"", delta.more)
+
+    def _events(self, delta: Delta) -> bytes:
+        chunks, index = self._chunks, self._index
         found = b""
         if self._echo and delta.prompt_logprobs is not None:
-            of_prompt = self._echo[index].logprobs(self._text, delta.prompt_logprobs)
-            found = self._event(CompletionChoice(index, self._echo[index].text, None, of_prompt))
-        offset = self._lengths[index]
-        self._lengths[index] += len(delta.text)
-        if self._body.max_tokens == 0:
-            return found + self._event(CompletionChoice(index, "", "length"))
+            of_prompt = self._echo.logprobs(chunks.text, delta.prompt_logprobs)
+            found = chunks.event(CompletionChoice(index, self._echo.text, None, of_prompt))
+        offset = self._length
+        self._length += len(delta.text)
+        if chunks.body.max_tokens == 0:
+            return found + chunks.event(CompletionChoice(index, "", "length"))
         if delta.text or delta.finish or delta.logprobs:
             offsets = [offset] * len(delta.tokens)
-            logprobs = completion_logprobs(self._text.tokenizer, delta.tokens, delta.logprobs, offsets)
-            found += self._event(CompletionChoice(index, delta.text, delta.finish, logprobs))
+            logprobs = completion_logprobs(chunks.text.tokenizer, delta.tokens, delta.logprobs, offsets)
+            found += chunks.event(CompletionChoice(index, delta.text, delta.finish, logprobs))
         return found
-
-    def _event(self, choice: CompletionChoice) -> bytes:
-        return self._envelope.event([choice], self._answer.chunk_usage(self._reported))
 
 
 def _usage(answer: Answer, body: CompletionRequest) -> Usage:

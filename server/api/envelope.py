@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,6 +22,7 @@ TEXT = "\0"
 """Stands for a text that is not known yet."""
 
 _encoder = msgspec.json.Encoder()
+_encode = _encoder.encode
 
 
 class Envelope:
@@ -44,12 +45,22 @@ class Envelope:
             return self._head + inside + b'],"usage":' + _encoder.encode(usage) + self._tail
         return self._head + inside + self._tails[usage]
 
-    def texts(
-        self, choice: ChatChunkChoice | CompletionChoice, usage: UnsetType | None = UNSET
-    ) -> Callable[[str], bytes]:
+    def texts(self, choice: ChatChunkChoice | CompletionChoice, usage: UnsetType | None = UNSET) -> Texts:
         """Makes events of this choice, with a text in the place of TEXT, in a quarter of the time."""
         before, found, after = _encoder.encode(choice).partition(_encoder.encode(TEXT))
         assert found
-        head, tail = self._head + before, after + self._tails[usage]
-        encode = _encoder.encode
-        return lambda text: head + encode(text) + tail
+        return Texts(self._head + before, after + self._tails[usage])
+
+
+class Texts:
+    """Events that differ in nothing but their text."""
+
+    __slots__ = ("_head", "_tail")
+
+    def __init__(self, head: bytes, tail: bytes) -> None:
+        self._head = head
+        self._tail = tail
+
+    def event(self, text: str) -> bytes:
+        """One server-sent event."""
+        return b"%b%b%b" % (self._head, _encode(text), self._tail)

@@ -97,10 +97,10 @@ class _Telling:
         self._finish: Finish = "length"
 
     async def whole(self) -> Response:
-        def take(_: int, delta: Delta) -> None:
+        def take(delta: Delta) -> None:
             self._events(delta)
 
-        await self._answer.run(take)
+        await self._answer.run(lambda _: take)
         self._end()
         return json_response(self._response)
 
@@ -108,7 +108,11 @@ class _Telling:
         number = self._writer.number
         write(_event(events.Created(sequence_number=number(), response=self._response)))
         write(_event(events.InProgress(sequence_number=number(), response=self._response)))
-        await self._answer.run(lambda _, delta: write(b"".join(map(_event, self._events(delta))), delta.more))
+
+        def take(delta: Delta) -> None:
+            write(b"".join(map(_event, self._events(delta))), delta.more)
+
+        await self._answer.run(lambda _: take)
         for found in self._end():
             write(_event(found))
         last = events.Completed if self._response.status == "completed" else events.Incomplete

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -17,14 +16,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from loraplex.server.api.schema import ErrorBody, ErrorResponse
 from loraplex.server.errors import Internal, LoraplexError
-from loraplex.server.outlet import Outlet, Writes
+from loraplex.server.outlet import LARGEST_PIECE, EventWriter, Outlet, Writes
 
 DONE = b"data: [DONE]\n\n"
 PING_SECONDS = 15
 SLOW_READER_SECONDS = 30
 """A client that takes nothing for so long is cut off: what it does not read stays in memory."""
-LARGEST_PIECE = 64 * 1024
-"""Bytes of events from which on no more are added to what is sent at once."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; only logs ever see it."""
 
@@ -89,25 +86,16 @@ class EventStream(EventSourceResponse):
         self._tell = tell
         self._failed = failed
         self._end = end
-        self._writes = writes
+        self._writer = EventWriter(writes)
         self._finish = finish
         self._loop = asyncio.get_running_loop()
-        self._outlet: Outlet | None = None
-        self._held = b""
-        """Events that wait for those that follow at once."""
-        self._left: deque[bytes] = deque()
-        """Events that could not leave where they were written."""
-        self._news = asyncio.Event()
-        """Something was left, or all is told."""
         self._told = False
-        self._in_time = False
-        """The head and all that was written before has been sent."""
         self._sending: float | None = None
         """Since when something is being sent, by the event loop's clock."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._outlet = Outlet.of(scope)
+        outlet = self._writer.outlet = Outlet.of(scope)
         telling = asyncio.create_task(self._tell_all())
         try:
             async with asyncio.timeout(None) as patience:
@@ -115,8 +103,8 @@ class EventStream(EventSourceResponse):
                 await super().__call__(scope, receive, partial(self._send, send))
         except TimeoutError:
             logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
-            if self._outlet:
-                self._outlet.cut()
+            if outlet:
+                outlet.cut()
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -125,47 +113,34 @@ class EventStream(EventSourceResponse):
             self._finish()
 
     async def _tell_all(self) -> None:
+        write = self._writer.write
         try:
             try:
-                await self._tell(self._write)
+                await self._tell(write)
             except LoraplexError as error:
-                self._write(self._failed(error_body(error)))
+                write(self._failed(error_body(error)))
             except Exception:
                 logger.exception("a stream failed")
-                self._write(self._failed(INTERNAL_ERROR))
-            self._write(self._end)
+                write(self._failed(INTERNAL_ERROR))
+            write(self._end)
         finally:
             self._told = True
-            self._news.set()
-
-    def _write(self, events: bytes, more: bool = False) -> None:
-        events = self._held + events
-        if not events:
-            return
-        if more and len(events) < LARGEST_PIECE:
-            self._held = events
-            return
-        self._held = b""
-        if self._in_time and self._outlet is not None and self._outlet.open:
-            self._writes.add(self._outlet, events)
-        else:
-            self._left.append(events)
-            self._in_time = False
-            self._news.set()
+            self._writer.news.set()
 
     async def _leftovers(self) -> AsyncGenerator[bytes, None]:
         """What was left, in pieces as large as a slow reader is still seen to read; lasts until all is told."""
-        while self._left or not self._told:
-            if self._left:
+        writer = self._writer
+        while writer.left or not self._told:
+            if writer.left:
                 size, piece = 0, []
-                while self._left and size < LARGEST_PIECE:
-                    piece.append(self._left.popleft())
+                while writer.left and size < LARGEST_PIECE:
+                    piece.append(writer.left.popleft())
                     size += len(piece[-1])
                 yield b"".join(piece)
             else:
-                self._in_time = True
-                self._news.clear()
-                await self._news.wait()
+                writer.direct = True
+                writer.news.clear()
+                await writer.news.wait()
 
     async def _send_with_timeout(self, send: Send, message: Message) -> None:
         # sse-starlette's timer for each event takes longer than all else that it needs, and head and end have none.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from contextvars import copy_context
 
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.errors import EngineFailed, InvalidRequest, LoraplexError
+
+logger = logging.getLogger("loraplex.engine")
 
 Take = Callable[[Output, bool], bool]
 """Gets an output, and whether the next one follows at once; says whether the sequence goes on."""
@@ -18,6 +22,9 @@ class Stream:
     A task that waits for each would have to be woken for it, which costs more than what is done with most outputs.
     """
 
+    # What is touched for an output is not in the processor's cache, which is most of what an output costs.
+    __slots__ = ("_closed", "_context", "_error", "_on_end", "_over", "_take", "attempts", "begun", "ended", "submit")
+
     def __init__(self, submit: Submit, take: Take, on_end: Callable[[], None]) -> None:
         self.submit = submit
         self.begun = False
@@ -27,6 +34,10 @@ class Stream:
         """The engine is done with it."""
         self._take = take
         self._on_end = on_end
+        self._context = copy_context()
+        """The request's: outputs come in that of the engine's connection."""
+        self._closed = False
+        """Nothing more is handed on."""
         self._error: Exception | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -34,7 +45,7 @@ class Stream:
         if output.error is not None:
             self.fail(InvalidRequest(output.error) if output.refused else EngineFailed(output.error))
             return
-        if self._over.done():  # by its reader or its deadline; the engine learns of it meanwhile
+        if self._closed:  # by its reader or its deadline; the engine learns of it meanwhile
             return
         self.begun = True
         try:
@@ -61,9 +72,13 @@ class Stream:
     def _end(self, error: LoraplexError | None = None) -> None:
         self.ended = True
         self._close(error)
-        self._on_end()
+        try:
+            self._on_end()
+        except Exception:  # as in `push`: others wait for theirs
+            self._context.run(logger.exception, "the end of a sequence cannot be handled")
 
     def _close(self, error: Exception | None = None) -> None:
-        if not self._over.done():
+        self._closed = True
+        if not self._over.done():  # as when the task that waits for it was cancelled
             self._error = error
             self._over.set_result(None)

@@ -15,6 +15,8 @@ class Detokenizer:
     are the tokens that have no text; None is every special one.
     """
 
+    __slots__ = ("_hidden", "_skip_special", "_stream", "_tokenizer")
+
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), hidden: Container[int] | None = None) -> None:
         self._tokenizer = tokenizer
         self._hidden = () if hidden is None else hidden
@@ -23,7 +25,9 @@ class Detokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text these tokens complete; bytes of an unfinished character are kept for the next call."""
-        return "".join(self.add(token) for token in tokens)
+        if len(tokens) == 1:  # which is what a step gives nearly every sequence
+            return self.add(tokens[0])
+        return "".join(map(self.add, tokens))
 
     def add(self, token: int) -> str:
         """The text that one more token completes."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import logging
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from io import StringIO
 from typing import Any
 
 import msgspec
@@ -25,8 +27,12 @@ from loraplex.server.api.schema import (
     Usage,
 )
 from loraplex.server.api.stream import EventStream, Write, event
+from loraplex.server.engine.messages import Output, Sampling, Submit
+from loraplex.server.engine.stream import Stream
 from loraplex.server.errors import EngineFailed
-from loraplex.server.outlet import GROUP, Outlet, Writes
+from loraplex.server.logs import ConsoleLines
+from loraplex.server.outlet import GROUP, LARGEST_PIECE, Outlet, Writes
+from loraplex.server.record import RequestRecord, enter
 
 USAGE = Usage(3, 4, 7, PromptTokensDetails(2))
 
@@ -44,7 +50,6 @@ class Client:
         self.keeps_up = asyncio.Event()
         self.keeps_up.set()
         self.by_asgi = 0
-        self.disconnected = False
         self.aborted = False
 
     @property
@@ -75,16 +80,22 @@ class Client:
 
     async def gets(self, tell: Tell, writes: Writes | None = None, *, directly: bool = True) -> list[bytes]:
         """What comes of a whole answer."""
-        found: Any = self  # transport, flow control and cycle in one
-        extensions = Outlet(found, found, found).extension() if directly else {}
+        found: Any = self  # transport and flow control in one
+        extensions = Outlet(found, found).extension() if directly else {}
         answer = EventStream(tell, event, b"end", writes or Writes(then=lambda: None), lambda: None, 1)
         await answer({"type": "http", "method": "POST", "extensions": extensions}, self.receive, self.send)
         return self.got
 
 
+async def settled() -> None:
+    """Wait until all that waits for nothing but its turn is done, as sending the head or what was left."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 def telling(told: Told, error: Exception | None = None) -> Tell:
     async def tell(write: Write) -> None:
-        await asyncio.sleep(0.01)  # until the head is sent
+        await settled()
         for events, more in told:
             write(events, more)
         if error:
@@ -123,22 +134,22 @@ async def test_a_failure_of_ours_is_told_without_its_words(caplog: pytest.LogCap
 async def test_a_piece_has_an_end_however_much_there_is(directly: bool) -> None:
     found = await Client().gets(telling([(b"x" * 1000, True)] * 1000), directly=directly)
     assert b"".join(found) == b"x" * 1_000_000 + b"end"
-    assert max(map(len, found)) <= stream.LARGEST_PIECE + 1000
+    assert max(map(len, found)) <= LARGEST_PIECE + 1000
 
 
 async def test_what_a_slow_client_does_not_take_comes_later_and_in_order() -> None:
     client = Client()
 
     async def tell(write: Write) -> None:
-        await asyncio.sleep(0.01)
+        await settled()
         for number in range(30):
             write(b"%d " % number)
             if number == 9:
                 client.keeps_up.clear()
             if number == 19:
-                await asyncio.sleep(0.01)
+                await settled()
                 client.keeps_up.set()
-                await asyncio.sleep(0.01)
+                await settled()
 
     found = await client.gets(tell)
     assert b"".join(found) == b"".join(b"%d " % number for number in range(30)) + b"end"
@@ -151,7 +162,7 @@ async def test_the_writes_of_a_step_leave_before_it_is_counted() -> None:
     writes = Writes(then=lambda: counted.append(len(client.got)))
 
     async def tell(write: Write) -> None:
-        await asyncio.sleep(0.01)
+        await settled()
         with writes:
             for _ in range(GROUP + 3):
                 write(b"a")
@@ -165,19 +176,78 @@ async def test_the_writes_of_a_step_leave_before_it_is_counted() -> None:
     assert counted == [GROUP + 3]
 
 
-async def test_a_connection_that_cannot_be_written_to_is_its_own_trouble(caplog: pytest.LogCaptureFixture) -> None:
-    class Closed(Client):
-        def write(self, chunk: bytes) -> None:  # noqa: ARG002
-            raise RuntimeError("the handler is closed")
+class Closed(Client):
+    """One whose connection takes nothing, and does not say so before."""
 
+    def write(self, chunk: bytes) -> None:  # noqa: ARG002
+        raise RuntimeError("the handler is closed")
+
+
+async def test_a_connection_that_cannot_be_written_to_is_its_own_trouble(caplog: pytest.LogCaptureFixture) -> None:
     good = Client()
     writes = Writes(then=lambda: None)
     clients: list[Any] = [Closed(), good]
     with writes:
         for client in clients:
-            writes.add(Outlet(client, client, client), b"a")
+            writes.add(Outlet(client, client), b"a")
     assert good.got == [b"a"]
     assert "the handler is closed" in caplog.text
+
+
+@pytest.fixture
+def lines() -> Iterator[StringIO]:
+    """What the server's log says."""
+    found = StringIO()
+    handler = logging.StreamHandler(found)
+    handler.setFormatter(ConsoleLines())
+    logger = logging.getLogger("loraplex")
+    logger.addHandler(handler)
+    yield found
+    logger.removeHandler(handler)
+
+
+async def test_a_write_that_fails_in_a_step_is_logged_with_its_request(lines: StringIO) -> None:
+    writes = Writes(then=lambda: None)
+    standing: asyncio.Queue[Write] = asyncio.Queue()
+    stepped = asyncio.Event()
+
+    async def tell(write: Write) -> None:
+        await settled()
+        await standing.put(write)
+        await stepped.wait()
+
+    async def request() -> None:
+        enter(RequestRecord("its-own"))
+        await Closed().gets(tell, writes)
+
+    answer = asyncio.create_task(request())
+    write = await standing.get()
+    with writes:  # outside of any request, as where the engine is read
+        write(b"a")
+    assert "an event cannot be written request=its-own\n" in lines.getvalue()
+    stepped.set()
+    await answer
+
+
+async def test_an_end_that_cannot_be_handled_is_its_own_trouble(lines: StringIO) -> None:
+    def release() -> None:
+        raise RuntimeError("no such ticket")
+
+    async def ask(sequence: int, on_end: Callable[[], None]) -> Stream:
+        enter(RequestRecord(f"request-{sequence}"))
+        return Stream(Submit(sequence, None, [1], 1, Sampling()), lambda *_: True, on_end)
+
+    ended: list[int] = []
+    ends = [release, lambda: ended.append(1)]
+    streams = [await asyncio.create_task(ask(number, on_end)) for number, on_end in enumerate(ends)]
+    for number, each in enumerate(streams):
+        each.push(Output(number, [5], "length"))
+    for each in streams:
+        await each.over()
+    assert ended == [1]
+    assert "the end of a sequence cannot be handled request=request-0\n" in lines.getvalue()
+    assert "no such ticket" in lines.getvalue()
+    assert "request-1" not in lines.getvalue()
 
 
 @given(st.lists(st.tuples(st.binary(max_size=5), st.booleans(), st.sampled_from(["", "pause", "resume", "wait"]))))
@@ -221,8 +291,8 @@ def test_an_event_is_the_whole_chunk(
     if not isinstance(usage, Usage):
         of_chat = Envelope(chat([])).texts(ChatChunkChoice(3, ChatDelta(content=TEXT)), usage)
         of_completion = Envelope(completion([])).texts(CompletionChoice(3, TEXT), usage)
-        assert of_chat(text) == event(chat(plain[0], usage))
-        assert of_completion(text) == event(completion(plain[1], usage))
+        assert of_chat.event(text) == event(chat(plain[0], usage))
+        assert of_completion.event(text) == event(completion(plain[1], usage))
     for texts in ([], [CompletionChoice(1, text, finish)]):
         assert Envelope(completion([])).event(texts, usage) == event(completion(texts, usage))
     assert msgspec.json.decode(event(chat([]))[6:], type=dict)["model"] == model
@@ -247,7 +317,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(
             ended.append("telling")
 
     found: Any = client
-    scope = {"type": "http", "method": "POST", "extensions": Outlet(found, found, found).extension()}
+    scope = {"type": "http", "method": "POST", "extensions": Outlet(found, found).extension()}
     response = EventStream(tell, event, b"", Writes(then=lambda: None), lambda: ended.append("finish"), 1)
     await response(scope, client.receive, client.send)
     assert ended == ["telling", "finish"]
@@ -266,7 +336,7 @@ async def test_a_client_that_stops_reading_before_the_end_is_cut_off(
 
     monkeypatch.setattr(stream, "SLOW_READER_SECONDS", 0.1)
     client = Full()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await client.gets(telling([]))
     assert "cut off" in caplog.text
     assert client.aborted
@@ -276,7 +346,7 @@ async def test_nothing_is_written_past_a_connection_that_closes(caplog: pytest.L
     client = Client()
 
     async def tell(write: Write) -> None:
-        await asyncio.sleep(0.01)
+        await settled()
         client.abort()
         write(b"a")
 
