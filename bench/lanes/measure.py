@@ -31,6 +31,7 @@ _STATISTICS = {
 }
 MEASURES: dict[str, Measure] = {
     "output_throughput": Measure("output tokens/s", "", True),
+    "steady_output_throughput": Measure("tokens/s in steady state", "", True),
     "total_token_throughput": Measure("total tokens/s", "", True),
     "request_throughput": Measure("requests/s", "", True),
     "request_goodput": Measure("goodput, requests/s", "", True),
@@ -54,6 +55,7 @@ MEASURES: dict[str, Measure] = {
 """In the order in which they are shown."""
 BRIEF = (
     "output_throughput",
+    "steady_output_throughput",
     "request_throughput",
     "request_goodput",
     *(f"{statistic}_{metric}_ms" for metric in METRICS for statistic in ("median", "p90", "p99")),
@@ -75,6 +77,8 @@ def measured(run: Run) -> dict[str, float]:
     if not run.totals.completed:  # then they are 0, as in vLLM's file
         written = {key: value for key, value in written.items() if not key.endswith("_ms")}
     found: dict[str, Any] = written | written["fairness"] | _cold(run)
+    if run.steady_state is not None:
+        found["steady_output_throughput"] = run.steady_state.output_throughput
     return {key: float(found[key]) for key in MEASURES if found.get(key) is not None}
 
 

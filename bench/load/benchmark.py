@@ -22,7 +22,8 @@ from loraplex.bench.load.discovery import model_of, version_of, wait_until_ready
 from loraplex.bench.load.driver import Measured, Tally, drive, warm_up
 from loraplex.bench.load.flags import pairs
 from loraplex.bench.load.interruption import interruption
-from loraplex.bench.load.mix import assign
+from loraplex.bench.load.mix import assign, named
+from loraplex.bench.load.objectives import check_asked
 from loraplex.bench.load.open_files import make_room
 from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.probe import probing, summarize_probes
@@ -34,6 +35,7 @@ from loraplex.bench.load.workload import Planned, Workload, mix_of
 from loraplex.bench.machine import machine
 from loraplex.bench.results import output, statistics
 from loraplex.bench.results.result import ChurnLoad, ColdLoad, Configuration, Request, Run, Summary
+from loraplex.bench.results.steady_state import steady_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ async def benchmark(options: Options) -> Run:
     prompts = load_prompts(data, vocabulary, timed=timed, chat=target.chat)
     workload = Workload(target, data, options.sampling, options.adapters, name)
     plan = workload.plan(prompts, traffic)
+    asked = dict.fromkeys([*named(mix_of(options.adapters), options.adapters.adapters), *(each.model for each in plan)])
+    check_asked(options.report.objectives, list(asked))
     if warning := make_room(traffic, len(plan)):
         print(f"warning: {warning}", file=sys.stderr)
     async with opened(
@@ -155,6 +159,8 @@ def reckon(configuration: Configuration, measured: Measured, report: Report, col
         tokens=statistics.check_tokens(requests),
         client=measured.cost,
         timeline=statistics.timeline(requests, duration),
+        # Of requests that were given up nobody knows how long they were under way.
+        steady_state=None if measured.unfinished else steady_state(requests, configuration),
         cold=list(cold),
         rate_changes=measured.rate_changes,
         requests=requests,

@@ -41,6 +41,12 @@ def assign(mix: str, adapters: Sequence[str], count: int, seed: int) -> list[str
     raise OptionsInvalid(f"--adapter-mix {mix} is unknown: {HOW}")
 
 
+def named(mix: str, adapters: Sequence[str]) -> list[str]:
+    """Every model that the mix may ask for, though chance may leave one out. Raises OptionsInvalid."""
+    kind, _, parameter = mix.partition(":")
+    return list(_shares(parameter)) if kind == "split" else list(adapters)
+
+
 def _number(mix: str, given: str, default: float) -> float:
     try:
         found = float(given or default)
@@ -51,7 +57,7 @@ def _number(mix: str, given: str, default: float) -> float:
     return found
 
 
-def _split(parameter: str, adapters: Sequence[str], count: int, seed: int) -> list[str]:
+def _shares(parameter: str) -> dict[str, float]:
     shares: dict[str, float] = {}
     for each in parameter.split(","):
         name, _, share = each.rpartition("=")
@@ -61,6 +67,11 @@ def _split(parameter: str, adapters: Sequence[str], count: int, seed: int) -> li
             shares[name] = math.nan
         if not (name and math.isfinite(shares[name]) and shares[name] > 0):
             raise OptionsInvalid(f"--adapter-mix split: {each!r} is not NAME=SHARE, as split:travel=0.7,tone=0.3")
+    return shares
+
+
+def _split(parameter: str, adapters: Sequence[str], count: int, seed: int) -> list[str]:
+    shares = _shares(parameter)
     if adapters and set(adapters) != set(shares):
         raise OptionsInvalid(
             f"--adapters names {', '.join(adapters)}, --adapter-mix split {', '.join(shares)}: leave out --adapters"

@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 
 from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.flags import AtLeastOne, Flag, NotNegative, OverZero, Several
+from loraplex.bench.load.objectives import limits
 from loraplex.bench.results.result import METRICS, QUEUE_METRICS, Metric
 
 Dataset = Literal["random", "sharegpt", "custom", "prefix_repetition", "trace", "timed_trace"]
@@ -183,7 +184,7 @@ class Report:
     "Their percentiles."
 
     goodput: Several = ()
-    "Objectives NAME:MILLISECONDS, of ttft, tpot and e2el: ttft:200 tpot:20."
+    "Objectives NAME:MILLISECONDS, of ttft, tpot and e2el: ttft:200 tpot:20; for one adapter travel:ttft:200."
 
     save_result: Flag = False
     "Write a JSON file."
@@ -243,19 +244,8 @@ class Report:
 
     @property
     def objectives(self) -> dict[str, float]:
-        """Milliseconds by metric. Raises OptionsInvalid."""
-        found = {}
-        for each in self.goodput:
-            name, _, value = each.partition(":")
-            try:
-                found[name] = float(value)
-            except ValueError:
-                raise OptionsInvalid(f"--goodput {each} is not NAME:MILLISECONDS, as ttft:200") from None
-            if name not in ("ttft", "tpot", "e2el"):
-                raise OptionsInvalid(f"--goodput {each}: objectives are for ttft, tpot and e2el")
-            if not found[name] >= 0:
-                raise OptionsInvalid(f"--goodput {each}: a time is not negative")
-        return found
+        """Milliseconds by metric, or by ADAPTER:METRIC. Raises OptionsInvalid."""
+        return limits(self.goodput)
 
 
 @Parameter(name="*", group="Loading adapters")

@@ -48,7 +48,7 @@ class Summary(Struct, frozen=True):
     request_throughput: float
     """Successful requests a second, as are the next three."""
     request_goodput: float | None
-    """Requests a second within every objective of `--goodput`; None where none was set."""
+    """Requests a second within every objective that `--goodput` sets for them; None where it sets none for anybody."""
     output_throughput: float
     total_token_throughput: float
     max_output_tokens_per_s: float
@@ -121,6 +121,18 @@ class Timeline(Struct, frozen=True):
     interval: float = 1.0
     """Width of an interval in seconds; the first begins with the run."""
     adapters: dict[str, Series] = {}
+
+
+class SteadyState(Struct, frozen=True):
+    """The part of a run in which as many requests were under way as should be; `steady_state.py` defines it."""
+
+    begin_s: float
+    """From the beginning of the run."""
+    duration_s: float
+    output_throughput: float
+    """Output tokens a second, of successful requests."""
+    request_throughput: float
+    """Successful requests that ended, a second."""
 
 
 class ChurnLoad(Struct, frozen=True):
@@ -222,7 +234,7 @@ class Configuration(Struct, kw_only=True):
     adapters: list[str] = []
     adapter_mix: str = ""
     goodput: dict[str, float] = {}
-    """Objectives in milliseconds by metric."""
+    """Objectives in milliseconds by metric, or by ADAPTER:METRIC where they are an adapter's own."""
     max_seconds: float | None = None
     """After which no other request was sent."""
 
@@ -241,6 +253,8 @@ class Run(Struct, kw_only=True):
     tokens: TokenCheck = TokenCheck()
     client: ClientCost = ClientCost()
     timeline: Timeline = Timeline()
+    steady_state: SteadyState | None = None
+    """None where there is none of a second or more."""
     cold: list[ColdLoad] = []
     cold_error: str = ""
     """Why no more adapters than those were loaded after the run, where a load failed."""

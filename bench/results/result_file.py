@@ -2,8 +2,8 @@
 
 The keys and their order are those of vllm/benchmarks/serve.py (`main_async` and `benchmark`), so scripts that read its
 files read ours. Ours come after them: `adapters`, `fairness`, `errors_by_kind`, `token_check`, `client`, `timeline`,
-`cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `unsent`, `configuration`, and with --save-detailed the
-lists of `DETAILED_OURS`, parallel to vLLM's `ttfts`.
+`steady_state`, `cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `unsent`, `configuration`, and with
+--save-detailed the lists of `DETAILED_OURS`, parallel to vLLM's `ttfts`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from loraplex.bench.results.result import (
     RateChange,
     Request,
     Run,
+    SteadyState,
     Summary,
     Timeline,
     TokenCheck,
@@ -88,6 +89,7 @@ def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
         "client": msgspec.to_builtins(run.client)
         | {"core_share": run.client.core_share, "chunks_per_second": run.client.chunks_per_second},
         "timeline": msgspec.to_builtins(run.timeline),
+        "steady_state": msgspec.to_builtins(run.steady_state),
         "cold": [msgspec.to_builtins(each) | {"switch_ms": each.switch_ms} for each in run.cold],
         "cold_error": run.cold_error,
         "churn": msgspec.to_builtins(run.churn),
@@ -204,6 +206,7 @@ def _run(found: dict[str, Any]) -> Run:
         tokens=_convert(found.get("token_check", {}), TokenCheck),
         client=_convert(found.get("client", {}), ClientCost),
         timeline=_convert(found.get("timeline", {}), Timeline),
+        steady_state=_convert(steady, SteadyState) if (steady := found.get("steady_state")) else None,
         cold=_convert(found.get("cold", []), list[ColdLoad]),
         cold_error=found.get("cold_error", ""),
         churn=_convert(found.get("churn", []), list[ChurnLoad]),

@@ -23,11 +23,15 @@ def summarize(
     percentiles: Sequence[float],
     objectives: Mapping[str, float],
 ) -> Summary:
-    """Counts, rates over `duration` seconds and distributions. `objectives` are milliseconds by metric."""
+    """Counts, rates over `duration` seconds and distributions.
+
+    `objectives` are milliseconds by metric, or by MODEL:METRIC, which for that model takes the metric's place.
+    """
     good = [each for each in requests if each.error_kind is None]
+    limits = {model: _limits(objectives, model) for model in {each.model for each in good}}
     inputs = sum(each.input_tokens for each in good)
     outputs = sum(each.output_tokens for each in good)
-    within = sum(_within(each, objectives) for each in good)
+    within = sum(_within(each, limits[each.model]) for each in good)
     return Summary(
         completed=len(good),
         failed=len(requests) - len(good),
@@ -161,6 +165,17 @@ def token_times(request: Request) -> np.ndarray[tuple[int], np.dtype[np.float64]
     if not chunks(request):
         return np.empty(0)
     return request.start + request.ttft + np.cumsum([0.0, *request.itls])
+
+
+def _limits(objectives: Mapping[str, float], model: str) -> dict[str, float]:
+    """Those of all models, and in their place the model's own; by metric."""
+    found = {}
+    for owner in ("", model):
+        for key, limit in objectives.items():
+            name, _, metric = key.rpartition(":")
+            if name == owner:
+                found[metric] = limit
+    return found
 
 
 def _within(request: Request, objectives: Mapping[str, float]) -> bool:

@@ -118,6 +118,7 @@ def _totals(run: Run) -> list[str]:
         lines.append(_line("Request goodput (req/s):", totals.request_goodput))
     lines += [
         _line("Output token throughput (tok/s):", totals.output_throughput),
+        *_steady(run),
         _line("Peak output token throughput (tok/s):", totals.max_output_tokens_per_s),
         _line("Peak concurrent requests:", float(totals.max_concurrent_requests)),
         _line("Total token throughput (tok/s):", totals.total_token_throughput),
@@ -125,6 +126,14 @@ def _totals(run: Run) -> list[str]:
     for metric, found in totals.latencies.items():
         lines += _metric((METRICS | QUEUE_METRICS)[metric], NAMES.get(metric, metric.upper()), found)
     return lines
+
+
+def _steady(run: Run) -> list[str]:
+    found = run.steady_state
+    if found is None:
+        return []
+    window = f"from {found.begin_s:.2f} to {found.begin_s + found.duration_s:.2f} s"
+    return [_line("Steady output token throughput (tok/s):", f"{found.output_throughput:.2f} {window}")]
 
 
 def _metric(header: str, name: str, found: Distribution) -> list[str]:

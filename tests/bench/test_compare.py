@@ -90,6 +90,18 @@ def test_the_same_labels_of_two_files_are_compared_by_file(cli: Cli, tmp_path: P
     assert [each["name"] for each in found["points"]] == ["batched, base, 2 at once", "generator, base, 2 at once"]
 
 
+def test_steady_states_are_compared(cli: Cli, tmp_path: Path) -> None:
+    # One request after the other: the whole run, of 10 tokens in 280 ms.
+    runs = {label: make_run(label, speed=speed, requests=16) for label, speed in (("a", 1.0), ("b", 2.0))}
+    ended = cli("bench", "compare", *save(tmp_path, **runs), "--json", tmp_path / "out.json")
+    found = figures(tmp_path / "out.json")["steady_output_throughput"]
+    assert found["a"]["median"] == pytest.approx(10 / 0.28)
+    assert found["b"]["gain"] == pytest.approx(2)
+    assert "tokens/s in steady state" in ended.out
+    short = cli("bench", "compare", *save(tmp_path, a=make_run("a", requests=2), b=make_run("b", requests=2)))
+    assert "steady state" not in short.out
+
+
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
@@ -99,6 +111,7 @@ def test_the_same_labels_of_two_files_are_compared_by_file(cli: Cli, tmp_path: P
         ({"dataset": "sharegpt"}, "dataset: a has random, b has sharegpt"),
         ({"model_id": "other"}, "model: a has plex, b has other"),
         ({"backend": "openai-chat"}, "endpoint: a has openai, b has openai-chat"),
+        ({"goodput": {"ttft": 300.0}}, "objectives: a has travel:ttft:200, ttft:300, b has ttft:300"),
         ({"adapters": ["tone"]}, "adapters: a has tone, travel, b has tone"),
         ({"adapters": ["travel", "tone"], "adapter_mix": "zipf:1.2"}, "adapter mix: a has round-robin, b has zipf:1.2"),
         ({"adapters": [], "adapter_mix": ""}, "adapters: a has tone, travel, b has none"),
@@ -108,6 +121,7 @@ def test_the_same_labels_of_two_files_are_compared_by_file(cli: Cli, tmp_path: P
 )
 def test_other_work_is_warned_of(cli: Cli, tmp_path: Path, changes: dict[str, Any], warning: str) -> None:
     mixed: dict[str, Any] = {"adapters": ["travel", "tone"], "adapter_mix": "round-robin"}
+    mixed["goodput"] = {"ttft": 300.0, "travel:ttft": 200.0}
     ended = cli("bench", "compare", *save(tmp_path, a=make_run("a", **mixed), b=make_run("b", **(mixed | changes))))
     assert ended.status == 0
     assert ended.err.splitlines() == [f"warning: {warning}"]
@@ -127,7 +141,7 @@ def test_a_difference_at_several_loads_is_one_line(cli: Cli, tmp_path: Path) -> 
 
 def test_what_a_file_of_vllm_does_not_tell_is_no_difference(cli: Cli, tmp_path: Path) -> None:
     theirs = make_run("b", dataset="", seed=0)
-    ours = make_run("a", adapters=["travel", "tone"], adapter_mix="random", seed=7)
+    ours = make_run("a", adapters=["travel", "tone"], adapter_mix="random", seed=7, goodput={"ttft": 300.0})
     assert cli("bench", "compare", *save(tmp_path, a=ours, b=theirs)).err == ""
 
 

@@ -17,6 +17,7 @@ from loraplex.bench.results.result import (
     RateChange,
     Request,
     Run,
+    SteadyState,
     TokenCheck,
 )
 from loraplex.bench.results.result_file import document, read, write
@@ -48,7 +49,7 @@ STATISTICS = [
 DETAILED = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "generated_texts", "errors"]
 RAMP_UP = ["ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "rps_change_events"]
 OURS = {"adapters", "fairness", "errors_by_kind", "token_check", "client", "timeline", "cold"}
-OURS |= {"cold_error", "churn", "interrupted", "unfinished", "unsent", "configuration"}
+OURS |= {"steady_state", "cold_error", "churn", "interrupted", "unfinished", "unsent", "configuration"}
 OURS_DETAILED = {"models", "error_kinds", "finish_reasons", "usage_tokens"}
 
 REQUESTS = [
@@ -72,7 +73,7 @@ def made(**changes: object) -> Run:
             url="http://x/v1/completions",
             server={"lane": "batched"},
             adapters=["a", "b"],
-            goodput={"ttft": 50.0},
+            goodput={"ttft": 50.0, "a:ttft": 20.0},
         ),
         metadata={"version": "0.3"},
         duration=2.0,
@@ -82,6 +83,7 @@ def made(**changes: object) -> Run:
         tokens=TokenCheck(3, 3),
         client=ClientCost(0.5, 2.0, 100),
         timeline=timeline(REQUESTS, 2.0),
+        steady_state=SteadyState(0.25, 1.5, 2.0, 1.0),
         cold=[ColdLoad("a", 0.25, 30.0, 10.0)],
         churn=[ChurnLoad("a", 1.5, 0.125), ChurnLoad("b", 3.0, 0.25, "not found")],
         requests=REQUESTS,

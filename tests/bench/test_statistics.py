@@ -77,6 +77,21 @@ def test_goodput_is_none_without_objectives_and_counts_e2el() -> None:
     assert summarize(RUN, 2.0, metrics=(), percentiles=(), objectives={"e2el": 650.0}).request_goodput == 1.0
 
 
+def test_an_adapters_own_objective_takes_the_place_of_the_general_one() -> None:
+    def goodput(**objectives: float) -> float | None:
+        given = {name.replace("_", ":"): limit for name, limit in objectives.items()}
+        return summarize(RUN, 2.0, metrics=(), percentiles=(), objectives=given).request_goodput
+
+    # TTFTs are 100 and 200 ms for a and 600 ms for b, E2ELs 700 and 300 ms, and 600 ms.
+    assert goodput(ttft=150) == 0.5
+    assert goodput(ttft=150, b_ttft=600) == 1.0  # more lenient
+    assert goodput(ttft=600, a_ttft=150) == 1.0  # stricter
+    assert goodput(a_ttft=150) == 1.0  # there is none for b, whose request succeeded
+    assert goodput(ttft=600, b_e2el=500) == 1.0  # of another metric, so both count
+    assert goodput(ttft=150, b_e2el=700) == 0.5
+    assert goodput(ttft=600, c_ttft=0) == 1.5
+
+
 def test_a_run_without_success_is_all_zeros() -> None:
     found = summarize([FAILED], 1.0, metrics=("ttft", "itl"), percentiles=(99.0,), objectives={"ttft": 1.0})
     assert (found.completed, found.failed, found.output_throughput) == (0, 1, 0.0)
