@@ -8,6 +8,7 @@ from tests.clients.__main__ import ENVIRONMENTS, PACKAGES, main
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("client", PACKAGES)
 def test_a_client_finds_what_it_expects(client: str) -> None:
     if not (ENVIRONMENTS / client / "complete").exists():
