@@ -41,6 +41,8 @@ class Hub:
         """The variables that make huggingface_hub use it, with a cache of its own in `home`."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         added = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+        # A stalled hub stays so for as long as a test has it, and a slow machine answers late.
+        added |= {"HF_HUB_DOWNLOAD_TIMEOUT": "100", "HF_HUB_ETAG_TIMEOUT": "100"}
         return kept | added | ({"HF_TOKEN": TOKEN} if token else {})
 
     def add(self, name: str, source: Path, *, private: bool = False) -> str:
@@ -96,7 +98,7 @@ def running_hub(folder: Path) -> Iterator[Hub]:
         yield Hub(process.stdout.readline().strip(), folder)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stdout.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,10 +16,15 @@ PACKAGES = ("server", "build", "bench", "adapters")
 
 @pytest.mark.slow
 def test_the_wheel_holds_exactly_our_packages_and_the_demo(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # setuptools writes beside what it builds, where other tests' processes read
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("LICENSE", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, source)
     subprocess.run(
         [
             *(sys.executable, "-W", "ignore", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
-            *("--wheel-dir", str(tmp_path), str(ROOT)),
+            *("--wheel-dir", str(tmp_path), str(source)),
         ],
         check=True,
     )

@@ -18,8 +18,8 @@ logger = logging.getLogger("loraplex.engine")
 
 LOOKS = 8
 """How often it looks in the time that an engine gets."""
-TELLING = 0.5
-"""Seconds that an engine gets to write down where it is."""
+TELLING = 2.0
+"""Seconds that an engine gets to write down where it is, on a machine that may be busy."""
 
 
 class Watchdog:

@@ -139,7 +139,7 @@ def test_truncated_file(folder: Path, base: Base, length: int) -> None:
     assert refusal(folder, base) == "adapter four: four.onnx_adapter is not an adapter file of onnxruntime"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(changes=st.lists(st.tuples(st.integers(0, 3000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6))
 def test_a_file_that_lies_about_itself_never_ends_the_process(
     built: Built, folder: Path, base: Base, changes: list[tuple[int, bytes]]
@@ -265,6 +265,6 @@ def test_a_large_adapter_is_checked_quickly(tmp_path: Path, base: Base) -> None:
         {f"model.layers.{name}.lora_{side}.weight": v for name in projections for side, v in (("A", a), ("B", b))},
     )
     assert (folder / "four.onnx_adapter").stat().st_size > 90e6
-    start = time.perf_counter()
+    start = time.process_time()
     check_adapter(folder, large)
-    assert time.perf_counter() - start < 3, "it took 0.2 s on an idle machine of two cores"
+    assert time.process_time() - start < 5, "it took 0.2 s on an idle machine of two cores"

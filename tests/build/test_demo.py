@@ -35,7 +35,7 @@ def test_the_recipe_is_for_what_is_asked_of_the_bundle() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_from_nothing_to_a_bundle(tmp_path: Path) -> None:
     work, recipes = tmp_path / ".cache/demo", tmp_path / "adapters/recipes"
     rows.write(tmp_path / "adapters")

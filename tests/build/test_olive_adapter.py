@@ -25,7 +25,7 @@ from tests.build.conftest import Built
 from tests.build.generation import Runner
 from tests.checkpoints import make_adapter, make_checkpoint, reference_logits
 
-pytestmark = pytest.mark.timeout(300)  # Olive takes half a minute on an idle machine
+pytestmark = pytest.mark.timeout(900)  # Olive takes half a minute on an idle machine
 
 PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
 

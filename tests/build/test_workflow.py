@@ -22,7 +22,7 @@ from tests.build.command import BuildHere
 from tests.build.generation import Runner, expected_tokens
 from tests.checkpoints import CHAT_TEMPLATE, Family, make_adapter, make_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
 TEMPLATE = "<s> <|user|> {prompt} <|end|> <|assistant|> {response} <|end|>"
@@ -182,7 +182,7 @@ def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path, build_
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted; go on with: loraplex build recipe.yaml -o bundle --resume" in told
     assert not (tmp_path / "bundle").exists()

@@ -39,7 +39,7 @@ async def test_a_report_that_cannot_be_handled_is_the_only_one_lost(caplog: pyte
 
     handing = asyncio.create_task(connection.hand_to(handle))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for sequence in (0, 1, 2, 3, 4):
                 connection.send(Cancel(sequence))
                 if sequence != 2:
@@ -56,7 +56,7 @@ async def test_what_is_killed_counts_as_gone_and_says_nothing_more() -> None:
     handled: asyncio.Queue[Report] = asyncio.Queue()
     handing = asyncio.create_task(connection.hand_to(handled.put_nowait))
     connection.send(Cancel(0))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await handled.get()
         connection.kill()
         await handing
@@ -76,12 +76,12 @@ async def test_a_process_that_cannot_be_killed_is_not_waited_for(
         patch.setattr(connection._transport, "kill", lambda: None)
         handing = asyncio.create_task(connection.hand_to(lambda _: None))
         await asyncio.sleep(0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             connection.kill()
             await handing
             assert await connection.close() is None
     assert "cannot be killed" in caplog.text
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await connection.wait()  # closing the transport ended it
 
 

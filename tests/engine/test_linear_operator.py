@@ -254,7 +254,7 @@ def test_an_answer_does_not_depend_on_its_company_not_even_on_none(int4: Model, 
 
 
 @given(plan=plans)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_joins_leaves_and_cancels_leave_every_answer_as_it_is(
     plan: list[tuple[str | None, int, int, int, int | None]], operator_lane: BatchedLane
 ) -> None:

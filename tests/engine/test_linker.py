@@ -190,7 +190,7 @@ class Weights:
         return self.pairs.get(projection)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_merged_and_packed_weights_compute_the_same(data: st.DataObject) -> None:
     """Both layouts against the definition, for any ranks, targets and widths."""

@@ -53,7 +53,7 @@ def test_what_is_forgotten_while_it_is_packed(llama: Model, layout: Layout, monk
     packer = Packer()
     packer.prepare(four, layout, allocate)
     packer.prepare(nine, layout, allocate)
-    assert begun.wait(30)
+    assert begun.wait(60)
     reading = [packer.forget(four), packer.forget(nine)]
     for read in reading:
         assert read is not None
@@ -61,8 +61,8 @@ def test_what_is_forgotten_while_it_is_packed(llama: Model, layout: Layout, monk
     gate.set()
     for read in reading:
         assert read is not None
-        read.result(30)
-    packer._thread.submit(int).result(30)  # whatever its thread held on to it has let go of
+        read.result(60)
+    packer._thread.submit(int).result(60)  # whatever its thread held on to it has let go of
     assert [thread for thread in freed if thread is not threading.main_thread()] == []
     for _ in range(2):
         assert packer.forget(four) is None

@@ -64,7 +64,7 @@ def play(lane: Any, plan: list[tuple[str | None, int, int, int, int | None]]) ->
 
 
 @given(plan=plans)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_joins_leaves_and_cancels_leave_every_answer_as_it_is(
     plan: list[tuple[str | None, int, int, int, int | None]], llama: Model, lane: BatchedLane
 ) -> None:

@@ -73,7 +73,7 @@ def draws(logits: npt.NDArray[Any], chooser: Chooser, count: int) -> Iterator[in
 
 
 @given(sampling=samplings, seed=st.integers(0, 1000), answer=st.lists(st.integers(0, 59), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_tokens_come_from_the_reference_distribution(sampling: Sampling, seed: int, answer: list[int]) -> None:
     logits = np.random.default_rng(seed).normal(0, 3, 60)
     prompt = [1, 5, 9, 9]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,26 @@ import openai
 import psutil
 
 START_TIMEOUT = 60.0
+PATIENCE = 60.0
+"""Seconds in which what a test waits for comes even on a slow machine; a test that waits so long has failed."""
+
+
+def wait_until(true: Callable[[], object], what: Callable[[], str] = lambda: "it did not come so far") -> None:
+    """Wait until this is so; fail after PATIENCE, and say `what` is so instead."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.02)
+
+
+def children(parent: int, word: str) -> list[psutil.Process]:
+    """The children of a process that run and have this word in their command line."""
+    found = []
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.NoSuchProcess):  # also one that has ended and is not waited for yet
+            if word in child.cmdline():
+                found.append(child)
+    return found
 
 
 @dataclass
@@ -46,20 +66,16 @@ class ServerProcess:
 
     def engines(self) -> list[psutil.Process]:
         """The engine process; none between the end of one and the start of the next."""
-        found = []
-        for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.NoSuchProcess):  # also one that has ended and is not waited for yet
-                if "loraplex.server.engine.process" in child.cmdline():
-                    found.append(child)
-        return found
+        return children(self.process.pid, "loraplex.server.engine.process")
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status and decoded body; text where it is not JSON."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as response:
+            with urllib.request.urlopen(self.url + path, timeout=PATIENCE) as response:
                 status, body = response.status, response.read()
         except urllib.error.HTTPError as error:
-            status, body = error.code, error.read()
+            with error:
+                status, body = error.code, error.read()
         try:
             return status, json.loads(body)
         except ValueError:
@@ -77,16 +93,23 @@ class ServerProcess:
         return found
 
     def wait_for(self, name: str, value: float, **labels: str) -> None:
-        """Wait until a metric has this value; fail after 10 s."""
-        deadline = time.monotonic() + 10
-        while (found := self.metric(name, **labels)) != value:
-            assert time.monotonic() < deadline, f"{name}{labels} is {found}, not {value}"
-            time.sleep(0.02)
+        """Wait until a metric has this value."""
+        found: list[float] = []
+
+        def has_it() -> bool:
+            found.append(self.metric(name, **labels))
+            return found[-1] == value
+
+        wait_until(has_it, lambda: f"{name}{labels} is {found[-1]}, not {value}")
+
+    def wait_for_line(self, text: str) -> None:
+        """Wait until the log has this text."""
+        wait_until(lambda: text in self.log.read_text(), self.log.read_text)
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
         """Signal the server and return its exit status."""
         self.process.send_signal(signum)
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
 
 def serving(bundle: Path, log: Path, *flags: str) -> AbstractContextManager[ServerProcess]:
@@ -109,7 +132,7 @@ def started(command: list[str], log: Path) -> Iterator[ServerProcess]:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(20)
+                process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -17,8 +17,8 @@ from loraplex.server.errors import EngineFailed
 from loraplex.server.model import Adapter
 from loraplex.server.registry import Registry
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, wait_until
+from tests.server.process import ServerProcess, serving, wait_until
+from tests.server.test_adapters import ask, call
 
 PROMPT = [12, 52, 7]
 
@@ -123,7 +123,7 @@ async def test_an_adapter_that_the_engine_dies_of_is_not_loaded_again_and_again(
     watching = asyncio.create_task(AdapterDir(folder, registry).watch())
     try:
         for expected in (2, 4):
-            for _ in range(500):
+            for _ in range(5000):
                 await asyncio.sleep(0.01)
                 if registry.tries >= expected:
                     break

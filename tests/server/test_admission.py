@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import openai
@@ -13,7 +14,7 @@ from loraplex.server.errors import NotReady, QueueFull
 from loraplex.server.keys import Key, digest, entry, new_key
 from loraplex.server.metrics import Metrics
 from tests.server.conftest import DEMO
-from tests.server.process import serving
+from tests.server.process import serving, wait_until
 
 
 def admission(running: int, waiting: int, tokens: int | None = None) -> Admission:
@@ -139,21 +140,36 @@ async def test_a_key_that_floods_starves_no_other(tmp_path: Path) -> None:
     with serving(DEMO, tmp_path / "log", "--keys", str(path), "--max-running", "2") as server:
         client = server.async_client
 
-        async def ask(key: str, model: str) -> openai.types.Completion:
+        async def ask(key: str, model: str, name: str) -> openai.types.Completion:
             return await client.with_options(api_key=key).completions.create(
-                model=model, prompt=[5], max_tokens=100, temperature=2, extra_body={"ignore_eos": True}
+                model=model,
+                prompt=[5],
+                max_tokens=100,
+                temperature=2,
+                extra_body={"ignore_eos": True},
+                extra_headers={"x-request-id": name},
             )
 
-        flooding = [asyncio.create_task(ask(flood, ("travel", "tone", "json")[index % 3])) for index in range(40)]
-        await asyncio.to_thread(server.wait_for, "loraplex_requests_running", 2)
-        await asyncio.to_thread(server.wait_for, "loraplex_prompt_tokens_total", 40)
-        for _ in range(2):
-            await ask(other, "travel")
-        # It waited for a slot twice, not for the forty.
-        assert sum(task.done() for task in flooding) <= 20
-        answers = await asyncio.gather(*flooding)
+        engine = server.engine()
+        engine.suspend()  # until all of them are there
+        asked = [
+            asyncio.create_task(ask(flood, ("travel", "tone", "json")[index % 3], f"flood-{index}"))
+            for index in range(40)
+        ]
+        await asyncio.to_thread(server.wait_for, "loraplex_requests_waiting", 38)
+        asked += [asyncio.create_task(ask(other, "travel", f"other-{index}")) for index in range(2)]
+        await asyncio.to_thread(server.wait_for, "loraplex_requests_waiting", 40)
+        engine.resume()
+        answers = await asyncio.gather(*asked)
         assert all(answer.usage and answer.usage.completion_tokens == 100 for answer in answers)
         await client.close()
+
+        def ended() -> list[str]:
+            return re.findall(r"request=(flood|other)-", server.log.read_text())
+
+        wait_until(lambda: len(ended()) == len(asked))
+        # They waited for a slot once each, not for the forty.
+        assert [place for place, key in enumerate(ended()) if key == "other"][-1] <= 20
 
 
 def test_the_server_bounds_waiting_tokens(tmp_path: Path) -> None:

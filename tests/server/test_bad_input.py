@@ -38,7 +38,7 @@ def post(server: ServerProcess, path: str, body: bytes) -> tuple[int, dict[str, 
     """Status and the error object of an answer that must be a refusal."""
     request = urllib.request.Request(server.url + path, body, {"content-type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=60)
     with refusal.value as response:
         content = json.loads(response.read())
     assert set(content) == {"error"}
@@ -227,7 +227,7 @@ def test_a_body_over_the_limit_is_too_large(tiny_server: ServerProcess) -> None:
 
 def test_endless_headers_are_refused(tiny_server: ServerProcess) -> None:
     host, port = tiny_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
         sent = 0
         with suppress(ConnectionError):
@@ -245,7 +245,7 @@ def test_endless_headers_are_refused(tiny_server: ServerProcess) -> None:
 @pytest.mark.parametrize("sent", [b"hello\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00"])
 def test_what_is_not_http_is_refused(tiny_server: ServerProcess, sent: bytes) -> None:
     host, port = tiny_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(sent)
         answer = connection.recv(65536)
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -258,7 +258,7 @@ def test_long_headers_and_a_long_body_are_no_flood(tiny_server: ServerProcess) -
     headers = {"content-type": "application/json", "x-long": "y" * 30_000}
     for _ in range(2):
         request = urllib.request.Request(tiny_server.url + CHAT, body, headers)
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             assert response.status == 200
 
 
@@ -276,7 +276,7 @@ def test_a_full_queue_says_when_to_come_back(tiny: TinyBundle, tmp_path: Path) -
             with pytest.raises(openai.RateLimitError) as refusal:
                 server.client.completions.create(model="small", prompt=[10], max_tokens=4)
             server.engine().resume()
-            full.result(30)
+            full.result(60)
         assert refusal.value.code == "queue_full"
         assert int(refusal.value.response.headers["retry-after"]) >= 1
         with pytest.raises(openai.RateLimitError, match="fewer at once") as never:

@@ -123,7 +123,7 @@ def test_broken_adapters_are_left_out(tiny: TinyBundle, tmp_path: Path) -> None:
 
 def test_a_strict_server_does_not_start(tiny: TinyBundle, tmp_path: Path) -> None:
     bundle = broken_copy(tiny, tmp_path / "bundle", [flip_a_byte])
-    result = subprocess.run(command(bundle, "--strict"), capture_output=True, text=True, timeout=30)
+    result = subprocess.run(command(bundle, "--strict"), capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert "flip_a_byte" in line

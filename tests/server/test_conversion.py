@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -14,54 +14,61 @@ import psutil
 from loraplex.server.machine import usable_cores
 from loraplex.server.room import Room
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, wait_until
+from tests.server.process import PATIENCE, ServerProcess, children, serving, wait_until
+from tests.server.test_adapters import ask, call
 
 PLACES = max(1, usable_cores() // 2)
 
 
 def converters(server: ServerProcess) -> set[psutil.Process]:
-    found = set()
-    for child in psutil.Process(server.process.pid).children():
-        with suppress(psutil.NoSuchProcess):
-            if "convert" in child.cmdline():
-                found.add(child)
-    return found
+    return set(children(server.process.pid, "convert"))
+
+
+def endless(tiny: TinyBundle, folder: Path) -> Path:
+    """Write a PEFT adapter whose conversion does not end by itself, for a pattern in its config. Returns folder."""
+    peft = Path(shutil.copytree(tiny.adapters["small"], folder))
+    config = json.loads((peft / "adapter_config.json").read_text())
+    projections = json.loads((tiny.folder / "adapters" / "small" / "adapter.json").read_text())["ranks"]
+    config["rank_pattern"] = {"(a+)+$": 3, "(.*)*x": 4, min(projections): 5}
+    (peft / "adapter_config.json").write_text(json.dumps(config))
+    return peft
 
 
 def test_adapters_that_come_at_once_are_converted_in_turn(
     tiny: TinyBundle, tiny_server: ServerProcess, tmp_path: Path
 ) -> None:
-    names = [f"new-{number}" for number in range(PLACES + 4)]
+    """Those that take all of the places do not end before they are ended."""
+    first, names = [f"endless-{number}" for number in range(PLACES)], [f"new-{number}" for number in range(4)]
     sources = tmp_path / "sources"
     shutil.copytree(tiny.adapters["large"], sources / "given" / "peft")
+    endless(tiny, sources / "given" / "endless")
     flags = ("--dev", "--adapter-dir", str(sources))
     with (
         serving(tiny.folder, tmp_path / "log", *flags) as server,
-        ThreadPoolExecutor(len(names)) as pool,
+        ThreadPoolExecutor(PLACES + len(names)) as pool,
     ):
-        body = {"path": "given/peft"}
-        answers = [pool.submit(call, server, "PUT", f"/v1/adapters/{name}", body) for name in names]
-        held: set[psutil.Process] = set()
-        deadline = time.monotonic() + 30
-        while len(held) < PLACES and time.monotonic() < deadline:
-            for each in converters(server) - held:
-                with suppress(psutil.NoSuchProcess):
-                    each.suspend()
-                    held.add(each)
-        assert len(held) == PLACES
-        seen = converters(server)
-        wait_until(lambda: len(call(server, "GET", "/v1/adapters")[1]["data"]) == len(tiny.adapters) + len(names))
+
+        def put(name: str, path: str) -> int:
+            return call(server, "PUT", f"/v1/adapters/{name}", {"path": f"given/{path}"})[0]
+
+        ended = [pool.submit(put, name, "endless") for name in first]
+        wait_until(lambda: len(converters(server)) == PLACES)
+        held = converters(server)
+        for each in held:
+            each.suspend()
+        answers = [pool.submit(put, name, "peft") for name in names]
+        cards = len(tiny.adapters) + PLACES + len(names)
+        wait_until(lambda: len(call(server, "GET", "/v1/adapters")[1]["data"]) == cards)
         for _ in range(20):
             time.sleep(0.05)
-            seen |= converters(server)
-        assert seen == held
+            assert converters(server) == held
         for each in held:
-            each.resume()
+            each.kill()
+        assert {answer.result(PATIENCE) for answer in ended} == {422}
         while not all(answer.done() for answer in answers):
             assert len(converters(server)) <= PLACES
             time.sleep(0.01)
-        assert {answer.result()[0] for answer in answers} == {201}
+        assert {answer.result() for answer in answers} == {201}
         expected = ask(tiny_server, "large", [12, 52, 7])
         assert {ask(server, name, [12, 52, 7]) for name in names} == {expected}
 
@@ -111,7 +118,7 @@ async def test_who_gives_up_leaves_its_turn_to_others() -> None:
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         assert not third.done()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await third
     assert first.cancelled()
     assert second.cancelled()

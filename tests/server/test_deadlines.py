@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +15,39 @@ import openai
 import pytest
 
 from tests.server.conftest import DEMO, TinyBundle
-from tests.server.process import ServerProcess, serving
+from tests.server.process import PATIENCE, ServerProcess, serving, started, wait_until
 
-LONG = {"model": "travel", "prompt": [5], "max_tokens": 1900, "temperature": 2}
-"""Runs for seconds, if it is left alone."""
+LONG = {"model": "travel", "prompt": [300], "max_tokens": 1900}
+"""Runs for half a minute, if it is left alone."""
+
+
+def slow(log: Path, *flags: str) -> AbstractContextManager[ServerProcess]:
+    """The demo's server in front of an engine that takes 20 ms for a token, on any machine."""
+    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0", *flags]
+    return started([*command, "--engine-options=--seconds 0.02"], log)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    with serving(DEMO, tmp_path_factory.mktemp("deadlines") / "log", "--max-running", "1") as found:
+    with slow(tmp_path_factory.mktemp("deadlines") / "log", "--max-running", "1") as found:
         yield found
 
 
 def ask(server: ServerProcess, timeout: float, **more: object) -> object:
     body = {"ignore_eos": True, "timeout": timeout}
     return server.client.completions.create(**(LONG | more), extra_body=body)  # type: ignore[call-overload]
+
+
+def answers_in_time(server: ServerProcess) -> None:
+    """Wait until a short answer is; a busy machine may be late with one."""
+
+    def answered() -> bool:
+        with suppress(openai.InternalServerError):
+            return bool(server.client.completions.create(model=model, prompt=[10], max_tokens=1).choices)
+        return False
+
+    model = server.client.models.list().data[0].id
+    wait_until(answered)
 
 
 def idle(server: ServerProcess) -> None:
@@ -38,10 +57,8 @@ def idle(server: ServerProcess) -> None:
 
 def test_a_request_that_runs_too_long_ends_with_504(server: ServerProcess) -> None:
     before = server.metric("loraplex_requests_total", adapter="travel", finish_reason="timeout")
-    start = time.monotonic()
     with pytest.raises(openai.InternalServerError, match="being answered") as refusal:
-        ask(server, 0.3)
-    assert time.monotonic() - start < 5
+        ask(server, 0.5)
     assert refusal.value.status_code == 504
     assert refusal.value.code == "timeout"
     assert refusal.value.response.headers["x-should-retry"] == "false"
@@ -58,14 +75,14 @@ def test_a_stream_that_runs_too_long_ends_with_an_error_event(server: ServerProc
 
 
 def test_a_request_that_waits_too_long_ends_with_504(server: ServerProcess) -> None:
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(ask, server, 3)
-        server.wait_for("loraplex_requests_running", 1, adapter="travel")
-        with pytest.raises(openai.InternalServerError, match="waited for its turn") as refusal:
-            ask(server, 0.3, model="tone")
-        assert refusal.value.status_code == 504
-        server.wait_for("loraplex_requests_waiting", 0)
-        running.exception(30)
+    running = ask(server, 60, stream=True)
+    assert isinstance(running, openai.Stream)
+    next(running)
+    with pytest.raises(openai.InternalServerError, match="waited for its turn") as refusal:
+        ask(server, 0.3, model="tone")
+    assert refusal.value.status_code == 504
+    server.wait_for("loraplex_requests_waiting", 0)
+    running.close()
     idle(server)
 
 
@@ -82,12 +99,12 @@ def test_a_timeout_that_is_none_is_refused(server: ServerProcess, timeout: objec
 
 
 def test_the_server_has_a_limit_of_its_own(tmp_path: Path) -> None:
-    with serving(DEMO, tmp_path / "log", "--request-timeout", "0.3") as server:
+    with slow(tmp_path / "log", "--request-timeout", "0.5") as server:
         for timeout in (60, None):
             with pytest.raises(openai.InternalServerError) as refusal:
                 ask(server, timeout)  # type: ignore[arg-type]
             assert refusal.value.code == "timeout"
-        assert ask(server, 60, max_tokens=1)
+        answers_in_time(server)
 
 
 def test_a_frozen_engine_keeps_nobody_waiting(tiny: TinyBundle, tmp_path: Path) -> None:
@@ -97,7 +114,7 @@ def test_a_frozen_engine_keeps_nobody_waiting(tiny: TinyBundle, tmp_path: Path) 
             server.client.completions.create(model="small", prompt=[10], max_tokens=1)
         assert refusal.value.status_code == 504
         server.engine().resume()
-        assert server.client.completions.create(model="small", prompt=[10], max_tokens=1).choices
+        answers_in_time(server)
 
 
 @dataclass(frozen=True)
@@ -114,7 +131,7 @@ class Slow:
         with socket.create_connection((host, int(port)), timeout=1) as connection:
             connection.sendall(self.first)
             start = time.monotonic()
-            while time.monotonic() - start < 100:
+            while time.monotonic() - start < 200:
                 try:
                     answer = connection.recv(4096)
                 except TimeoutError:
@@ -127,7 +144,8 @@ class Slow:
 
 
 def _rest(connection: socket.socket) -> bytes:
-    """What comes within a second after the first part, until the end."""
+    """What comes after the first part, until the end."""
+    connection.settimeout(PATIENCE)
     found = b""
     with suppress(TimeoutError, ConnectionError):
         while piece := connection.recv(4096):
@@ -136,6 +154,7 @@ def _rest(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_clients_that_do_not_go_on_are_cut_off(server: ServerProcess) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
     clients = [
@@ -147,9 +166,9 @@ def test_clients_that_do_not_go_on_are_cut_off(server: ServerProcess) -> None:
     with ThreadPoolExecutor() as pool:
         stopped, endless, nothing, trickled = pool.map(lambda client: client.run(server), clients)
     for seconds, answer in (stopped, endless, nothing):
-        assert 25 < seconds < 50
+        assert 25 < seconds < 55, "half a minute"
         assert answer == b""
-    assert 55 < trickled[0] < 80
+    assert 55 < trickled[0] < 110, "a minute"
     assert trickled[1].startswith(b"HTTP/1.1 408 ")
     assert b'"request_timeout"' in trickled[1]
     assert ask(server, 60, max_tokens=1)

@@ -95,7 +95,7 @@ def test_without_keys_only_a_developer_on_loopback_manages_adapters(tiny_server:
 
 def test_dev_on_an_open_address_is_refused_at_start(tiny: TinyBundle) -> None:
     flags = ("--dev", "--host", "0.0.0.0")
-    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=30)
+    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "--dev" in result.stderr
@@ -141,7 +141,7 @@ def test_a_keys_file_that_is_wrong_is_refused_at_start(
     path = tmp_path / "keys.toml"
     path.write_text(content)
     flags = ("--keys", str(path))
-    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=30)
+    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert problem in result.stderr
@@ -149,7 +149,7 @@ def test_a_keys_file_that_is_wrong_is_refused_at_start(
 
 def test_the_command_makes_a_key_that_works(tiny: TinyBundle, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "loraplex.server", "key", "customer 7", "--adapter", "small"]
-    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=30).stdout
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout
     made, _, lines = output.split("\n\n")
     path = tmp_path / "keys.toml"
     path.write_text(lines)
@@ -161,7 +161,7 @@ def test_the_command_makes_a_key_that_works(tiny: TinyBundle, tmp_path: Path) ->
 
 def test_the_command_writes_every_field(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "loraplex.server", "key", 'o"ps\n', "--admin", "--class", "gold"]
-    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=30).stdout
+    output = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout
     made, _, lines = output.split("\n\n")
     path = tmp_path / "keys.toml"
     path.write_text(lines)
@@ -172,6 +172,6 @@ def test_the_command_writes_every_field(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flags", [("--adapter", "../x"), ("--class", "a b"), ("--adapter", "")])
 def test_the_command_makes_no_key_that_a_server_refuses(flags: tuple[str, ...]) -> None:
     arguments = [sys.executable, "-m", "loraplex.server", "key", "customer", *flags]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("loraplex: no server would take this key")

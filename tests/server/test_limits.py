@@ -140,7 +140,7 @@ def test_a_changed_rate_counts_from_then_on(tiny: TinyBundle, tmp_path: Path) ->
 def test_the_command_writes_rates(tmp_path: Path, tiny: TinyBundle) -> None:
     arguments = ["key", "customer", "--requests-per-minute", "1", "--tokens-per-minute", "1000"]
     output = subprocess.run(
-        [sys.executable, "-m", "loraplex.server", *arguments], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-m", "loraplex.server", *arguments], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     made, _, lines = output.split("\n\n")
     path = tmp_path / "keys.toml"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from loraplex.server.keys import Key, digest, entry, new_key
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
+from tests.server.process import PATIENCE, ServerProcess, serving, wait_until
 
 SECRET = new_key()
 PROMPT = "w11 w12 w13"
@@ -25,8 +24,9 @@ PROMPT = "w11 w12 w13"
 def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("logs")
     (folder / "keys.toml").write_text(entry(Key("customer", digest(SECRET))))
-    flags = ("--log-format", "json", "--keys", str(folder / "keys.toml"), "--max-model-len", "128")
-    with serving(tiny.folder, folder / "log", *flags) as found:
+    flags = ("--log-format", "json", "--keys", str(folder / "keys.toml"))
+    limits = ("--max-model-len", "128", "--max-running", "1")
+    with serving(tiny.folder, folder / "log", *flags, *limits) as found:
         yield found
     assert SECRET not in found.log.read_text()
     assert PROMPT not in found.log.read_text()
@@ -36,15 +36,17 @@ def server(tiny: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def line(server: ServerProcess, request_id: str) -> dict[str, Any]:
     """The line of a request; it comes when the request has ended, which may be after its answer has."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        lines = [json.loads(each) for each in server.log.read_text().splitlines()]
-        found = [each for each in lines if each["logger"] == "loraplex.access" and each["request"] == request_id]
-        if found:
-            assert len(found) == 1
-            return dict(found[0])
-        time.sleep(0.02)
-    raise AssertionError(server.log.read_text())
+    found: list[dict[str, Any]] = []
+
+    def told() -> bool:
+        written, _, _ = server.log.read_text().rpartition("\n")  # the last line may not be whole yet
+        lines = [json.loads(each) for each in written.splitlines()]
+        found[:] = [each for each in lines if each["logger"] == "loraplex.access" and each["request"] == request_id]
+        return bool(found)
+
+    wait_until(told, server.log.read_text)
+    (only,) = found
+    return only
 
 
 def ask(server: ServerProcess, request_id: str, **more: Any) -> Any:
@@ -78,10 +80,10 @@ def test_a_refusal_has_its_code(server: ServerProcess) -> None:
 
 
 def test_who_left_is_told_from_who_was_answered(server: ServerProcess) -> None:
-    answer = ask(server, "left", stream=True, max_tokens=120, extra_body={"ignore_eos": True}, n=64)
+    answer = ask(server, "left", stream=True, max_tokens=120, extra_body={"ignore_eos": True}, n=128)
     next(iter(answer))
     answer.close()
-    # A fast machine may have finished the first sixteen by then; the others had to wait for a place.
+    # A fast machine may have finished the first by then; the others wait for the one place, for seconds.
     assert "cancelled" in str(line(server, "left")["finish"]).split(",")
 
 
@@ -98,7 +100,7 @@ def test_paths_are_logged_as_they_came_and_queries_are_not(server: ServerProcess
         f"{server.url}/v1/a%0Ab/{'x' * 1000}?key={SECRET}", headers={"x-request-id": "odd-path"}
     )
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=PATIENCE)
     refusal.value.close()
     path = line(server, "odd-path")["path"]
     assert path.startswith("/v1/a%0Ab/xxx")
@@ -116,9 +118,7 @@ def test_what_machines_ask_all_the_time_is_not_logged(server: ServerProcess) -> 
 def test_people_get_lines_to_read(tiny: TinyBundle, tmp_path: Path) -> None:
     with serving(tiny.folder, tmp_path / "log") as server:
         ask(server, "for-people")
-        deadline = time.monotonic() + 10
-        while "loraplex.access" not in server.log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        server.wait_for_line("loraplex.access")
     (found,) = (each for each in (tmp_path / "log").read_text().splitlines() if "loraplex.access" in each)
     assert " INFO loraplex.access: POST /v1/completions 200 request=for-people seconds=" in found
     assert " adapter=small prompt_tokens=" in found

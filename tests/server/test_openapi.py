@@ -88,7 +88,7 @@ def send_generated_requests(folder: Path, cases: int) -> tuple[int, Counter[str]
                 str(Path(sysconfig.get_path("scripts")) / "schemathesis"),
                 *("run", str(document), "--url", server.url, "--checks", ",".join(CHECKS), "--phases", phases),
                 *("--max-examples", str(each), "--generation-database", "none", "--continue-on-failure"),
-                *("--request-timeout", "30", "--no-color"),
+                *("--request-timeout", "60", "--no-color"),
             ],
             cwd=folder,
             env=os.environ | {"SCHEMATHESIS_HOOKS": ""},
@@ -139,7 +139,7 @@ def test_docs_show_every_operation_and_load_nothing(tiny_server: ServerProcess) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_generated_requests_get_what_the_document_says(tmp_path: Path) -> None:
     passed, statuses, report = send_generated_requests(tmp_path, 300)
     assert passed >= 100, report

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
+from tests.server.process import PATIENCE, ServerProcess, serving
 from tests.server.test_adapters import call
 
 
@@ -60,7 +60,7 @@ def test_version_names_what_runs(tiny_server: ServerProcess) -> None:
 @pytest.mark.parametrize(("given", "echoed"), [("abc-123", True), ("x" * 129, False), ("with space", False)])
 def test_a_request_id_is_echoed_or_made(tiny_server: ServerProcess, given: str, echoed: bool) -> None:
     request = urllib.request.Request(tiny_server.url + "/health", headers={"x-request-id": given})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         assert (response.headers["x-request-id"] == given) is echoed
         assert response.headers["x-request-id"]
 
@@ -86,7 +86,7 @@ def test_a_gateway_finds_the_gauges_it_reads(tiny: TinyBundle, tmp_path: Path) -
             engine.resume()
             list(long)
         for answer in answers:
-            answer.result(30)
+            answer.result(PATIENCE)
         server.wait_for("loraplex_requests_running", 0)
         idle = {each.name: each for each in text_string_to_metric_families(server.get("/metrics")[1])}
     for name, value in (("vllm:num_requests_waiting", 3), ("vllm:num_requests_running", 2)):
@@ -105,7 +105,7 @@ def test_a_gateway_finds_the_gauges_it_reads(tiny: TinyBundle, tmp_path: Path) -
         "waiting_lora_adapters": "partial,small",
         "max_lora": "2",
     }
-    assert abs(info.value - time.time()) < 60
+    assert abs(info.value - time.time()) < 600
     assert idle["vllm:lora_requests_info"].samples[0].labels["running_lora_adapters"] == ""
 
 

@@ -12,8 +12,8 @@ import pytest
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.slots import Adapter, Slots
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call, upload, wait_until
+from tests.server.process import ServerProcess, serving, wait_until
+from tests.server.test_adapters import ask, call, upload
 
 ADAPTERS = [Adapter(name, Path(name), "0" * 64, {}) for name in "abcd"]
 
@@ -93,7 +93,7 @@ def test_a_pinned_adapter_stays_when_its_folder_disappears(tiny: TinyBundle, tmp
         for name in ("kept", "left"):
             shutil.rmtree(folder / name)
         wait_until(lambda: "left" not in {model.id for model in server.client.models.list()})
-        assert "kept is no longer in" in log.read_text()
+        server.wait_for_line("kept is no longer in")
         assert ask(server, "kept", [10, 50, 7]) == ask(server, "small", [10, 50, 7])
         assert call(server, "PATCH", "/v1/adapters/kept", {"pinned": False})[0] == 200
         wait_until(lambda: "kept" not in {model.id for model in server.client.models.list()})

@@ -19,7 +19,7 @@ from tests.server.process import ServerProcess, serving
 def probe(url: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "LORAPLEX_PORT": url.rpartition(":")[2], **variables}
     command = [sys.executable, "-m", "loraplex.server.probe"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_a_server_that_answers_is_healthy(tiny_server: ServerProcess) -> None:
@@ -29,9 +29,10 @@ def test_a_server_that_answers_is_healthy(tiny_server: ServerProcess) -> None:
 
 
 def test_a_port_without_a_server_is_not(tiny_server: ServerProcess) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    found = probe(tiny_server.url, LORAPLEX_PORT=str(port))
+        found = probe(tiny_server.url, LORAPLEX_PORT=str(port))
     assert found.returncode == 1
     assert found.stderr.startswith(f"127.0.0.1:{port} does not answer: ")
     assert "Traceback" not in found.stderr

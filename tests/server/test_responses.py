@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from pydantic import TypeAdapter
 from tests.server.bytes_bundle import TEMPLATES, likely, make_bundle
 from tests.server.process import ServerProcess, serving
 from tests.server.strictness import validated
+from tests.server.test_scripted import scripted
+from tests.server.test_watchdog import server_child
 
 TIME: dict[str, Any] = {
     "type": "function",
@@ -267,21 +271,17 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
 
 
 def test_an_engine_that_dies_fails_the_response(tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "made", TEMPLATES["generic"])
-    with serving(bundle, tmp_path / "log", "--engine", "batched") as server:
+    """Half a minute before the end of the answer."""
+    with scripted(tmp_path / "log", "--seconds 0.02") as server:
         raw = server.client.responses.with_raw_response.create(
-            model="bytes",
-            input="Hello",
-            max_output_tokens=3000,
-            stream=True,
-            extra_body={"logit_bias": likely("</s>", bias=-100)},
+            model="travel", input="What should I see in Paris?", max_output_tokens=1500, stream=True
         )
         lines = (json.loads(line.removeprefix("data: ")) for line in raw.http_response.iter_lines() if "data:" in line)
         events: list[dict[str, Any]] = []
         for event in lines:
             events.append(event)
             if len(events) == 8:
-                server.engine().kill()
+                os.kill(server_child(server), signal.SIGKILL)
     last = events[-1]
     assert last["type"] == "response.failed"
     assert last["sequence_number"] == len(events) - 1

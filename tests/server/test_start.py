@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,11 +14,28 @@ import psutil
 import pytest
 
 from loraplex.server.settings import Settings, check_environment
+from tests.cli import Cli
 from tests.server.conftest import DEMO
-from tests.server.process import ServerProcess, command, serving
+from tests.server.process import PATIENCE, ServerProcess, command, serving, wait_until
 
 FIRST_PROCESS = ["unshare", "--user", "--pid", "--fork", "--kill-child"]
 """Runs a command as process 1 of a namespace of its own, and ends with its status."""
+HOLDING = """
+import os, select, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {library!r}:
+            open({mark!r}, "w").close()
+            ended = select.poll()
+            ended.register(0, 0)
+            while not ended.poll(20):
+                pass
+            os._exit(1)
+
+sys.meta_path.insert(0, Finder())
+"""
+"""A sitecustomize for which the import of a library lasts until the end of the standard input."""
 NAMESPACES = shutil.which("unshare") is not None and (
     subprocess.run([*FIRST_PROCESS, "true"], check=False, capture_output=True).returncode == 0
 )
@@ -41,17 +58,82 @@ def test_every_setting_is_known() -> None:
     assert list(check_environment({"LORAPLEX_XYZZY": "x"})) == ["LORAPLEX_XYZZY is no setting and has no effect"]
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--threads", "100000", "Must be <= 1024."),
+        ("--threads", "-1", "Must be >= 0."),
+        ("--threads", str(10**30), "Must be <= 1024."),
+        ("--prefill-chunk", str(10**30), "Must be"),
+        ("--kv-cache-mib", str(10**30), "Must be"),
+        ("--request-timeout", "nan", "Must be > 0."),
+        ("--host", "", "It is empty"),
+        ("--keys", "", "It is empty"),
+        ("--state-dir", "", "It is empty"),
+    ],
+)
+def test_values_out_of_range_name_their_flag(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, flag: str, value: str, reason: str
+) -> None:
+    """As flags and as variables, of which one that is set to nothing must not mean every interface or this folder."""
+    found = cli("serve", DEMO, flag, value)
+    assert (found.status, found.out) == (2, "")
+    assert flag in found.err
+    assert reason in _words(found.err)
+    variable = f"LORAPLEX_{flag.removeprefix('--').replace('-', '_').upper()}"
+    monkeypatch.setenv(variable, value)
+    found = cli("serve", DEMO)
+    assert found.status == 2
+    assert variable in found.err
+    assert reason in _words(found.err)
+
+
+@pytest.mark.parametrize("flag", ["--host", "--link-cache"])
+def test_values_that_are_not_utf_8_name_their_flag(flag: str) -> None:
+    ended = subprocess.run(
+        [*command(DEMO), flag, b"\xff"], check=False, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert flag in ended.stderr
+    assert "It is not UTF-8." in _words(ended.stderr)
+
+
+def _words(text: str) -> str:
+    """What stands in a frame, on one line."""
+    return " ".join(text.replace("│", " ").split())
+
+
+class Held:
+    """A server that does not get further than to an import: one of its own, or of its engine's."""
+
+    def __init__(self, moment: str, folder: Path) -> None:
+        self.begun = folder / "begun"
+        library = "msgspec" if moment == "imports" else "onnxruntime_genai"
+        (folder / "sitecustomize.py").write_text(HOLDING.format(library=library, mark=str(self.begun)))
+        self.environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+
+    def start(self, command: list[str], *, start_new_session: bool = False) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+            start_new_session=start_new_session,
+        )
+        wait_until(lambda: self.begun.exists() or process.poll() is not None)
+        return process
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["imports", "engine"])
-def test_ctrl_c_while_starting(moment: str) -> None:
+def test_ctrl_c_while_starting(moment: str, tmp_path: Path) -> None:
     """To the whole group of processes, as a terminal sends it."""
-    process = subprocess.Popen(
-        command(DEMO), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = Held(moment, tmp_path).start(command(DEMO), start_new_session=True)
     try:
-        _wait_for(process, "msgspec" if moment == "imports" else None)
         os.killpg(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -62,16 +144,13 @@ def test_ctrl_c_while_starting(moment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not NAMESPACES, reason="no right to make a namespace of processes")
 @pytest.mark.parametrize("moment", ["imports", "engine"])
-def test_sigterm_while_starting_as_the_first_process_of_a_container(moment: str) -> None:
+def test_sigterm_while_starting_as_the_first_process_of_a_container(moment: str, tmp_path: Path) -> None:
     """Linux drops a signal there that has no handler."""
-    outer = subprocess.Popen(
-        [*FIRST_PROCESS, *command(DEMO)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    outer = Held(moment, tmp_path).start([*FIRST_PROCESS, *command(DEMO)])
     try:
-        first = _only_child(outer)
-        _wait_for(first, "msgspec" if moment == "imports" else None)
+        (first,) = psutil.Process(outer.pid).children()
         first.send_signal(signal.SIGTERM)
-        _, said = outer.communicate(timeout=30)
+        _, said = outer.communicate(timeout=PATIENCE)
     finally:
         outer.kill()
         outer.wait()
@@ -83,7 +162,7 @@ def test_sigterm_while_starting_as_the_first_process_of_a_container(moment: str)
 def test_sigterm_while_starting_leaves_no_copies(tmp_path: Path) -> None:
     copies, watched = tmp_path / "copies", tmp_path / "watched"
     copies.mkdir()
-    for number in range(30):
+    for number in range(600):  # seconds of loading
         shutil.copytree(DEMO / "adapters" / "tone", watched / f"tone-{number}")
     process = subprocess.Popen(
         command(DEMO, "--adapter-dir", str(watched)),
@@ -92,13 +171,10 @@ def test_sigterm_while_starting_leaves_no_copies(tmp_path: Path) -> None:
         env=os.environ | {"TMPDIR": str(copies)},
     )
     try:
-        deadline = time.monotonic() + 30
-        while not list(copies.glob("*/store/*/tone-*")) and time.monotonic() < deadline:
-            time.sleep(0.002)
-        assert list(copies.glob("*/store/*/tone-*"))
+        wait_until(lambda: any(copies.glob("*/store/*/tone-*")))
         children = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -106,29 +182,7 @@ def test_sigterm_while_starting_leaves_no_copies(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert process.returncode == 128 + signal.SIGTERM
     assert list(copies.iterdir()) == []
-    assert psutil.wait_procs(children, timeout=20)[1] == []
-
-
-def _only_child(process: subprocess.Popen[str]) -> psutil.Process:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        if children := psutil.Process(process.pid).children():
-            return children[0]
-        time.sleep(0.002)
-    raise AssertionError("unshare started nothing")
-
-
-def _wait_for(process: subprocess.Popen[str] | psutil.Process, library: str | None) -> None:
-    """Until the process has mapped a library of one of its imports, or else until it has started the engine."""
-    deadline = time.monotonic() + 30
-    task = Path(f"/proc/{process.pid}")
-    while time.monotonic() < deadline and psutil.pid_exists(process.pid):
-        if library is not None and library in (task / "maps").read_text():
-            return
-        if library is None and (task / f"task/{process.pid}/children").read_text().strip():
-            return
-        time.sleep(0.002)
-    raise AssertionError("the server never came so far")
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 def test_a_slash_too_many_is_no_redirect(tiny_server: ServerProcess) -> None:

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,8 @@ import psutil
 import pytest
 
 from tests.server.conftest import TinyBundle
-from tests.server.process import ServerProcess, command, serving
-from tests.server.test_adapters import ask, call, upload, wait_until
+from tests.server.process import PATIENCE, ServerProcess, command, serving, wait_until
+from tests.server.test_adapters import ask, call, upload
 
 PROMPT = [12, 52, 7]
 SIZE = 2**20
@@ -35,6 +34,11 @@ def kept(state: Path) -> set[str]:
     assert all((folder / "adapter.json").is_file() for folder in folders)
     assert {each.name for each in state.iterdir()} == {"adapters.json", *(folder.parent.name for folder in folders)}
     return set(index["adapters"])
+
+
+def is_empty(state: Path) -> bool:
+    """Of copies: the one that was unloaded last is deleted once the engine has let it go."""
+    return [each.name for each in state.iterdir()] == ["adapters.json"]
 
 
 @pytest.fixture
@@ -62,6 +66,7 @@ def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
     return sources
 
 
+@pytest.mark.timeout(400)
 def test_a_full_disk_is_said_and_leaves_nothing(
     tiny: TinyBundle, tiny_server: ServerProcess, sources: Path, disk: Path, tmp_path: Path
 ) -> None:
@@ -136,6 +141,7 @@ def test_the_adapter_dir_is_taken_over_once_there_is_room(
         assert "new" in names(server)
         filler.unlink()
         wait_until(lambda: "new" not in names(server))
+        wait_until(lambda: is_empty(disk / "state"))
         assert kept(disk / "state") == set()
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -163,7 +169,7 @@ def test_sources_that_come_and_go_are_loaded_or_refused(
         finally:
             stop.set()
         for worker in workers:
-            worker.result(30)
+            worker.result(PATIENCE)
         assert {status for status, _ in found} <= {200, 201, 404, 422}, found
         assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] in (200, 201)
         assert ask(server, "new", PROMPT) == expected
@@ -178,10 +184,7 @@ class Loading:
         self.engine = server.engine()
         self.engine.suspend()
         self.answer = pool.submit(call, server, "PUT", "/v1/adapters/new", {"path": "given/small"})
-        deadline = time.monotonic() + 20
-        while not self._copied(server):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: self._copied(server))
 
     @staticmethod
     def _copied(server: ServerProcess) -> bool:
@@ -207,10 +210,7 @@ def copies(state: Path) -> list[Path]:
 
 
 def wait_for_copy(state: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not (found := copies(state)) or not list(found[0].glob("*.onnx_adapter")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: any(list(copy.glob("*.onnx_adapter")) for copy in copies(state)))
 
 
 def test_a_copy_that_vanishes_before_the_engine_reads_it(server: ServerProcess, state: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_copy_that_vanishes_before_the_engine_reads_it(server: ServerProcess, 
         wait_for_copy(state)
         shutil.rmtree(copies(state)[0])
         loading.engine.resume()
-        status, body = loading.answer.result(30)
+        status, body = loading.answer.result(PATIENCE)
     assert (status, body["error"]["code"]) == (422, "adapter_invalid")
     assert kept(state) == set()
     assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
@@ -235,7 +235,8 @@ def test_a_copy_stays_until_the_engine_has_let_it_go(server: ServerProcess, stat
         wait_until(lambda: "new" not in names(server))
         assert list(copies(state)[0].glob("*.onnx_adapter"))
         engine.resume()
-        assert answer.result(30)[0] == 200
+        assert answer.result(PATIENCE)[0] == 200
+    wait_until(lambda: is_empty(state))
     assert kept(state) == set()
     # Nor does an engine that is stuck keep who deletes it waiting for ever, or one that died the copy.
     assert call(server, "PUT", "/v1/adapters/new", {"path": "given/small"})[0] == 201
@@ -262,7 +263,7 @@ def test_an_engine_that_is_killed_while_it_loads(server: ServerProcess, state: P
         loading = Loading(server, pool)
         wait_for_copy(state)
         loading.engine.kill()
-        status, body = loading.answer.result(30)
+        status, body = loading.answer.result(PATIENCE)
     assert (status, body["error"]["code"]) == (500, "engine_failed")
     assert ask(server, "small", PROMPT)
     assert "new" not in names(server)
@@ -280,8 +281,8 @@ def test_a_server_that_is_killed_while_it_loads(
         server.process.kill()
         server.process.wait()
         loading.engine.resume()
-        assert psutil.wait_procs([loading.engine], timeout=10)[1] == []
-        assert loading.answer.exception(30)
+        assert psutil.wait_procs([loading.engine], timeout=PATIENCE)[1] == []
+        assert loading.answer.exception(PATIENCE)
     (state / "adapters.new").write_text("half an ind")  # as if it had been killed while it wrote that
     with serving(tiny.folder, tmp_path / "again.log", "--state-dir", str(state)) as again:
         assert names(again) == {"tiny", *tiny.adapters}

@@ -40,7 +40,7 @@ def test_the_official_client_over_https(
         assert server.url.startswith("https://")
         context = ssl.create_default_context()
         with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
-            urllib.request.urlopen(server.url + "/health", timeout=10)
+            urllib.request.urlopen(server.url + "/health", timeout=60)
         authority.configure_trust(context)
         with (
             httpx2.Client(verify=context) as http,
@@ -65,7 +65,7 @@ def test_files_that_do_not_fit_are_one_line(
         "no key": ("--ssl-certfile", certificate),
         "another's key": ("--ssl-certfile", certificate, "--ssl-keyfile", str(other)),
     }[wrong]
-    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=30)
+    result = subprocess.run(command(tiny.folder, *flags), capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1, result.stderr
     assert "certfile" in result.stderr if wrong == "no certificate" else "cannot be used" in result.stderr

@@ -15,7 +15,7 @@ from tests.server.test_bad_input import post
 
 def send(server: ServerProcess, path: str, **body: Any) -> dict[str, Any]:
     request = urllib.request.Request(server.url + path, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         found = json.loads(response.read())
     assert isinstance(found, dict)
     return found

@@ -104,12 +104,10 @@ def test_a_request_is_a_span_with_one_for_each_stretch_of_it(
     )
     assert [span.name for span in children] == ["queue", "prefill", "decode"]
     assert all(span.trace_id == root.trace_id for span in children)
-    # The clock of the one and of the others is read a moment apart, a long one where the machine is busy.
-    slack = 10_000_000
     for span, following in pairwise(children):
-        assert abs(span.end_time_unix_nano - following.start_time_unix_nano) < slack
-    assert root.start_time_unix_nano - slack < children[0].start_time_unix_nano
-    assert children[-1].end_time_unix_nano < root.end_time_unix_nano + slack
+        assert span.end_time_unix_nano == following.start_time_unix_nano
+    assert root.start_time_unix_nano <= children[0].start_time_unix_nano
+    assert children[-1].end_time_unix_nano <= root.end_time_unix_nano
     (refused,) = (span for span in roots if attributes(span).get("error.type"))
     assert attributes(refused)["error.type"] == "model_not_found"
 
@@ -121,7 +119,7 @@ def test_a_collector_that_is_not_there_costs_nobody_anything(tiny: TinyBundle, t
 
 def test_an_endpoint_that_is_none_is_said_at_start(tiny: TinyBundle) -> None:
     result = subprocess.run(
-        command(tiny.folder, "--otlp-endpoint", "localhost:4318"), capture_output=True, text=True, timeout=30
+        command(tiny.folder, "--otlp-endpoint", "localhost:4318"), capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 1
     assert result.stderr.strip() == "loraplex: --otlp-endpoint localhost:4318 is no http:// or https:// URL"

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from tests.server.conftest import DEMO, TinyBundle
-from tests.server.process import ServerProcess, serving, started
+from tests.server.process import PATIENCE, ServerProcess, serving, started, wait_until
 from tests.server.test_adapters import call
+from tests.server.test_connections import connect
 
 SERVER = """
 import sys
@@ -71,9 +72,17 @@ def behaving(engine: str, log: Path, *, timeout: float) -> AbstractContextManage
     return started([sys.executable, "-c", SERVER, str(DEMO), engine, str(timeout)], log)
 
 
+def gated(folder: Path) -> tuple[str, Path]:
+    """The source of an engine that, from its second start on, loads its base once there is a file, and that file."""
+    gate = folder / "gate"
+    what = f"while not Path({str(gate)!r}).exists(): time.sleep(0.02)"
+    return OTHER_START.format(starts=str(folder / "starts"), which='> "x"', what=what), gate
+
+
 @pytest.fixture
 def server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
-    with serving(tiny.folder, tmp_path / "log", "--engine-timeout", "2") as found:
+    """Its engine gets three seconds: a busy machine may leave one that works without a processor for a while."""
+    with serving(tiny.folder, tmp_path / "log", "--engine-timeout", "3") as found:
         yield found
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -82,20 +91,31 @@ def ask(server: ServerProcess) -> str:
     return server.client.completions.create(model="large", prompt=[10], temperature=0).choices[0].text
 
 
-def long_stream(server: ServerProcess) -> Iterator[openai.types.Completion]:
+def long_stream(server: ServerProcess) -> openai.Stream[openai.types.Completion]:
     """Seconds of work, so that it still runs when something happens to it, however late that comes."""
-    return iter(
-        server.client.completions.create(
-            model="large",
-            prompt=[10, 20],
-            temperature=1,
-            seed=1,
-            max_tokens=250,
-            stream=True,
-            n=128,
-            extra_body={"ignore_eos": True},
-        )
+    return server.client.completions.create(
+        model="large",
+        prompt=[10, 20],
+        temperature=1,
+        seed=1,
+        max_tokens=250,
+        stream=True,
+        n=128,
+        extra_body={"ignore_eos": True},
     )
+
+
+def first_choice(answer: openai.Stream[openai.types.Completion]) -> str:
+    """The text of the first choice; the others are left."""
+    text = ""
+    for chunk in answer:
+        (choice,) = chunk.choices
+        if choice.index == 0:
+            text += choice.text
+            if choice.finish_reason:
+                break
+    answer.close()
+    return text
 
 
 def restarts(server: ServerProcess) -> float:
@@ -112,40 +132,48 @@ def test_an_engine_that_hangs_is_replaced(server: ServerProcess) -> None:
         waiting = pool.submit(ask, server)
         with pytest.raises(openai.APIError, match="the engine process hung and was ended while it worked on this"):
             list(answer)
-        assert waiting.result(30) == expected, "what had not begun is answered by the next engine"
-    assert psutil.wait_procs([engine], timeout=10)[1] == []
+        assert waiting.result(PATIENCE) == expected, "what had not begun is answered by the next engine"
+    assert psutil.wait_procs([engine], timeout=PATIENCE)[1] == []
     assert server.engine().pid != engine.pid
     assert server.get("/health")[0] == 200
     assert restarts(server) == 1
     assert "(--engine-timeout): it is killed" in server.log.read_text()
 
 
-def test_health_says_that_a_hanging_engine_is_started_again(server: ServerProcess) -> None:
-    server.engine().suspend()
-    seen = set()
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(ask, server)
-        while not answer.done():
-            status, body = server.get("/ready")
-            seen.add((status, body["engine"]))
+def test_health_says_that_a_hanging_engine_is_started_again(tmp_path: Path) -> None:
+    engine, gate = gated(tmp_path)
+    with behaving(engine, tmp_path / "log", timeout=2) as server, ThreadPoolExecutor() as pool:
+        assert server.get("/ready") == (200, {"ready": True, "engine": "ready"})
+        psutil.Process(server_child(server)).suspend()
+        answer = pool.submit(server.client.completions.create, model="travel", prompt=[5], max_tokens=3)
+
+        def restarts_in_health() -> bool:
             assert server.get("/health")[0] == 200
-    assert seen >= {(200, "ready"), (503, "restarting")}
-    assert answer.result() == ask(server)
+            return server.get("/ready") == (503, {"ready": False, "engine": "restarting"})
+
+        wait_until(restarts_in_health)
+        gate.touch()
+        assert answer.result(PATIENCE).choices
+        assert server.get("/ready") == (200, {"ready": True, "engine": "ready"})
 
 
 def test_a_hang_that_nobody_waits_for_any_more_ends_too(server: ServerProcess) -> None:
     engine = server.engine()
     engine.suspend()
-    with ThreadPoolExecutor() as pool:
-        answer = pool.submit(server.client.with_options(timeout=1.5).completions.create, model="large", prompt=[10])
-        with pytest.raises(openai.APITimeoutError):
-            answer.result(30)
+    with connect(server) as leaving:
+        body = b'{"model": "large", "prompt": [10]}'
+        leaving.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        server.wait_for("loraplex_requests_running", 1)
+        time.sleep(1)
+        for _ in range(2):  # whatever it was to do in the meantime it has done before it answers the second
+            server.get("/ready")
+        assert restarts(server) == 0
     server.wait_for("loraplex_engine_restarts_total", 1)
     assert server.engine().pid != engine.pid
 
 
 def test_a_load_of_an_adapter_does_not_wait_for_ever(tiny: TinyBundle, tmp_path: Path) -> None:
-    flags = ("--engine-timeout", "1", "--dev", "--adapter-dir", str(tiny.folder / "adapters"))
+    flags = ("--engine-timeout", "2", "--dev", "--adapter-dir", str(tiny.folder / "adapters"))
     with serving(tiny.folder, tmp_path / "log", *flags) as server:
         server.engine().suspend()
         status, body = call(server, "PUT", "/v1/adapters/new", {"path": "small"})
@@ -157,7 +185,7 @@ def test_a_load_of_an_adapter_does_not_wait_for_ever(tiny: TinyBundle, tmp_path:
 def test_an_idle_engine_is_left_alone(server: ServerProcess) -> None:
     engine = server.engine()
     engine.suspend()
-    time.sleep(4)
+    time.sleep(5)
     engine.resume()
     assert ask(server)
     assert restarts(server) == 0
@@ -165,18 +193,18 @@ def test_an_idle_engine_is_left_alone(server: ServerProcess) -> None:
 
 
 def test_a_server_that_was_stopped_as_a_whole_goes_on(server: ServerProcess) -> None:
-    expected = "".join(chunk.choices[0].text for chunk in long_stream(server) if not chunk.choices[0].index)
+    expected = first_choice(long_stream(server))
     engine = server.engine()
     answer = long_stream(server)
     first = next(answer)
+    assert first.choices[0].index == 0
     server.process.send_signal(signal.SIGSTOP)
     engine.suspend()
-    time.sleep(4)
+    time.sleep(5)
     server.process.send_signal(signal.SIGCONT)
     time.sleep(0.3)  # the server is ahead of it
     engine.resume()
-    chunks = [first, *answer]
-    assert "".join(chunk.choices[0].text for chunk in chunks if not chunk.choices[0].index) == expected
+    assert first.choices[0].text + first_choice(answer) == expected
     assert restarts(server) == 0
 
 
@@ -184,11 +212,11 @@ def test_without_a_limit_a_hang_lasts(tiny: TinyBundle, tmp_path: Path) -> None:
     with serving(tiny.folder, tmp_path / "log", "--engine-timeout", "0") as server:
         engine = server.engine()
         answer = long_stream(server)
-        first = next(answer)
+        next(answer)
         engine.suspend()
         time.sleep(1.5)
         engine.resume()
-        assert [first, *answer][-1].choices[0].finish_reason in ("length", "stop")
+        assert first_choice(answer)
         assert restarts(server) == 0
 
 
@@ -196,7 +224,7 @@ def test_without_a_limit_a_hang_lasts(tiny: TinyBundle, tmp_path: Path) -> None:
 def test_a_slow_engine_is_waited_for(tmp_path: Path) -> None:
     """Four seconds from one token to the next, in steps of which each is short: as a long prompt in slices."""
     command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0"]
-    with started([*command, "--engine-timeout", "1.5", "--engine-options=--seconds 4"], tmp_path / "log") as server:
+    with started([*command, "--engine-timeout", "3", "--engine-options=--seconds 4"], tmp_path / "log") as server:
         answer = server.client.completions.create(model="travel", prompt=[5], max_tokens=2, stream=True)
         assert list(answer)[-1].choices[0].finish_reason == "length"
         assert restarts(server) == 0
@@ -204,7 +232,7 @@ def test_a_slow_engine_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_that_every_engine_hangs_with(tmp_path: Path) -> None:
-    with behaving(STUCK_STEP, tmp_path / "log", timeout=0.8) as server:
+    with behaving(STUCK_STEP, tmp_path / "log", timeout=1.2) as server:
         with pytest.raises(openai.InternalServerError, match="hung and was ended"):
             server.client.completions.create(model="travel", prompt=[5], max_tokens=13)
         server.wait_for("loraplex_engine_restarts_total", 2)
@@ -216,7 +244,7 @@ def test_a_request_that_every_engine_hangs_with(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_engine_that_hangs_while_it_starts_again(tmp_path: Path) -> None:
     engine = OTHER_START.format(starts=str(tmp_path / "starts"), which='== "xx"', what="time.sleep(3600)")
-    with behaving(engine, tmp_path / "log", timeout=0.5) as server:
+    with behaving(engine, tmp_path / "log", timeout=1) as server:
         os.kill(server_child(server), signal.SIGKILL)
         assert server.client.completions.create(model="travel", prompt=[5], max_tokens=3).choices
         assert (tmp_path / "starts").read_text().startswith("xxx")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import psutil
 import pytest
 
 from loraplex.server.errors import BundleInvalid, InvalidRequest
+from loraplex.server.text import foreign_template
 from loraplex.server.text.foreign_template import TemplateProcess
 from loraplex.server.text.template import ChatTemplate
 from tests.server.bytes_bundle import TEMPLATES
+from tests.server.process import children
 
 TALK = [{"role": "user", "content": "Hello «you»"}, {"role": "assistant", "content": "w\n"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
@@ -40,6 +42,15 @@ HOSTILE = {
 }
 
 
+SECONDS = foreign_template.SECONDS
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does no harm gets more time: a busy machine may leave its process without a processor for a while."""
+    monkeypatch.setattr(foreign_template, "SECONDS", 30.0)
+
+
 @asynccontextmanager
 async def running() -> AsyncIterator[TemplateProcess]:
     process = TemplateProcess()
@@ -47,8 +58,7 @@ async def running() -> AsyncIterator[TemplateProcess]:
         yield process
     finally:
         await process.close()
-        left = [child for child in psutil.Process().children() if "foreign_template" in " ".join(child.cmdline())]
-        assert left == []
+        assert children(os.getpid(), "loraplex.server.text.foreign_template") == []
 
 
 @pytest.mark.parametrize("source", [GOOD, *TEMPLATES.values()], ids=["good", *TEMPLATES])
@@ -65,14 +75,18 @@ async def test_it_renders_as_in_this_process(source: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_template_is_refused_when_it_is_loaded_and_later(name: str) -> None:
+async def test_a_hostile_template_is_refused_when_it_is_loaded_and_later(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running() as process:
         good = await process.open(GOOD, {})
-        with pytest.raises(BundleInvalid, match="chat template"):
-            await process.open(HOSTILE[name], {})
         sly = await process.open(LATER.replace("%s", HOSTILE[name]), {})
-        with pytest.raises(InvalidRequest, match="chat template") as refusal:
-            await sly.render(TALK)
+        with monkeypatch.context() as patch:
+            patch.setattr(foreign_template, "SECONDS", SECONDS)
+            with pytest.raises(BundleInvalid, match="chat template"):
+                await process.open(HOSTILE[name], {})
+            with pytest.raises(InvalidRequest, match="chat template") as refusal:
+                await sly.render(TALK)
         assert refusal.value.param == "messages"
         assert len(refusal.value.message) < 500
         assert await good.render(TALK) == "Hello «you»w\n"
