@@ -28,8 +28,9 @@ from loraplex.server.bundle import Bundle
 from loraplex.server.logs import configure
 from loraplex.server.settings import Settings
 
-bundle, engine, timeout = sys.argv[1:]
+bundle, engine, timeout, first = sys.argv[1:]
 configure("info", "console")
+exec(first)
 settings = Settings(port=0, engine_timeout=float(timeout))
 run.serve(Bundle.open(Path(bundle)), settings, engine_command=[sys.executable, "-c", engine])
 """
@@ -67,9 +68,9 @@ main(open_lane)
 """Those that are meant do something else than to load their base."""
 
 
-def behaving(engine: str, log: Path, *, timeout: float) -> AbstractContextManager[ServerProcess]:
-    """The demo's server in front of an engine of this source."""
-    return started([sys.executable, "-c", SERVER, str(DEMO), engine, str(timeout)], log)
+def behaving(engine: str, log: Path, *, timeout: float, first: str = "") -> AbstractContextManager[ServerProcess]:
+    """The demo's server in front of an engine of this source; `first` is code that the server begins with."""
+    return started([sys.executable, "-c", SERVER, str(DEMO), engine, str(timeout), first], log)
 
 
 def gated(folder: Path) -> tuple[str, Path]:
