@@ -64,7 +64,7 @@ class Generation:
         self._clocks = clocks
 
     def count(self) -> None:
-        """Count all tokens that came, which else are counted when they are on their way."""
+        """Count all tokens that came, which are otherwise counted when they are on their way."""
         self._clocks.count()
 
     async def run(self, job: Job, ticket: Ticket, take: Callable[[Delta], None], deadline: float | None = None) -> None:

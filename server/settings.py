@@ -29,6 +29,7 @@ MOST_THREADS = 1024
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 Amount = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
+"""More MiB than a machine has and tokens than a context has; what no 64 bits hold would not reach the engine."""
 
 
 def _check_text(_type: object, text: str) -> None:

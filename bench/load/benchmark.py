@@ -67,7 +67,8 @@ def check(options: Options) -> None:
 async def benchmark(options: Options) -> Run:
     """Send the requests and reckon; SIGINT ends the run early.
 
-    Raises OptionsInvalid and WorkloadInvalid before, ServerFailed, and Interrupted where no request had ended then.
+    Raises OptionsInvalid and WorkloadInvalid before, OptionsInvalid also where `max_seconds` let nothing be sent,
+    ServerFailed, and Interrupted where no request had ended then.
     """
     check(options)
     target, data, traffic = options.target, options.data, options.traffic

@@ -83,7 +83,7 @@ class TokenCheck(Struct, frozen=True):
     without_usage: int = 0
     """Requests whose tokens had to be counted otherwise: by the tokenizer, or one a chunk where there is none."""
     fewer_chunks: int = 0
-    """Requests with fewer chunks than tokens: the server puts several tokens into one, so ITL is not between tokens."""
+    """Requests with fewer chunks with text than tokens: some had none of their own, or shared a chunk."""
     more_chunks: int = 0
     """Requests with more chunks than tokens: usage, or the stream, is wrong."""
 

@@ -79,7 +79,7 @@ def notes(run: Run) -> list[str]:
         longest, shortest = max(lengths, key=lambda name: lengths[name]), min(lengths, key=lambda name: lengths[name])
         found.append(
             f"answers of {longest} have {lengths[longest]:.1f} tokens on average, those of {shortest} "
-            f"{lengths[shortest]:.1f}: of a short answer the first token is a larger part, so the index of tokens/s "
+            f"{lengths[shortest]:.1f}: the first token is a larger part of a short answer, so the index of tokens/s "
             "per request is lower without anyone being served worse; --ignore-eos makes them as long as asked for"
         )
     if run.configuration.max_seconds is not None and not run.unsent and not run.unfinished:

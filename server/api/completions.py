@@ -167,9 +167,9 @@ class _ChoiceChunks:
         self._write = write
         self._echo = chunks.echo[index] if chunks.echo else None
         self._length = len(self._echo.text) if self._echo else 0
-        """Of the choice's text so far."""
+        """Characters of the choice's text so far; counted where chunks may have logprobs, which tell it."""
         self._plain: Texts | None = None
-        """Makes the chunks that are nothing but text, where nearly all are."""
+        """Makes the chunks that are nothing but text, where nearly all are; None where they tell more."""
         usage = chunks.answer.chunk_usage(chunks.reported)
         if chunks.body.logprobs is None and chunks.body.max_tokens != 0 and not isinstance(usage, Usage):
             self._plain = chunks.envelope.texts(CompletionChoice(index, TEXT), usage)

@@ -43,6 +43,7 @@ class GeneratorModel:
         """
         self._tables = AdapterTables([])
         self._tabled: dict[str, Adapter] = {}
+        """Adapters whose table onnxruntime knows by its address alone, kept for as long as they are loaded."""
         try:
             model = self._with_operator(folder, threads, operator) if operator and device == "cpu" else None
             self.model = model or og.Model(_config(folder, device, {"intra_op_num_threads": threads}))

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-logger = logging.getLogger("loraplex.batched")
+logger = logging.getLogger("loraplex.operator")
 
 SOURCES = Path(__file__).parent / "kernels"
 PREBUILT = "liblinear-{}.so"

@@ -160,7 +160,7 @@ class RoutedEngine:
         return any(number < 0 for number in self.running)
 
     def warm_up(self) -> str:
-        """One step of capturing CUDA graphs, while nothing else runs. How far it has come, which the end logs.
+        """One step of capturing CUDA graphs, while nothing else runs. Returns how far it came; the last logs it.
 
         Where the engine refuses a sequence no more are captured ahead. Raises RuntimeError as `run` does.
         """
@@ -177,7 +177,7 @@ class RoutedEngine:
         return warm_up.progress
 
     def _warm_up_step(self, warm_up: WarmUp) -> str | None:
-        """What the engine refused."""
+        """Begin the next sequences, unless some run, and run a step. Returns why the engine refused one, if it did."""
         if not self.running:
             try:
                 for request in warm_up.begin():
@@ -185,8 +185,9 @@ class RoutedEngine:
             except RuntimeError as error:
                 return str(error)
         outputs = self.run()
-        for _ in (output for output in outputs if output.finish):
-            warm_up.end()
+        for output in outputs:
+            if output.finish:
+                warm_up.end()
         return next((output.error for output in outputs if output.error), None)
 
     def stop_warm_up(self) -> None:

@@ -24,7 +24,7 @@ LONG = (10, 6)
 STEPS = 3
 """Decode steps of each shape."""
 LEAST_TOKENS = 1024
-"""Of a long prompt, that a step takes at least."""
+"""Tokens of a long prompt that a step takes at least."""
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 
 

@@ -14,6 +14,11 @@ from tests.server.process import ServerProcess, serving
 DEMO = Path(__file__).parents[2] / "adapters" / "demo"
 
 
+def saving(folder: Path) -> tuple[str | Path, ...]:
+    """Flags that have a run saved as run.json."""
+    return ("--save-result", "--result-dir", folder, "--result-filename", "run.json")
+
+
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
     with scripted_server() as server:

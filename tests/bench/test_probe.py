@@ -6,18 +6,15 @@ import json
 from pathlib import Path
 
 from loraplex.bench.results.result_file import read
+from tests.bench.conftest import saving
 from tests.bench.scripted_server import PROBES, Scripted
 from tests.bench.test_serve import custom
 from tests.cli import Cli
 
 
-def saving(folder: Path) -> tuple[str | Path, ...]:
-    return ("--save-result", "--result-dir", folder, "--result-filename", "run.json", "--html", folder / "run.html")
-
-
 def test_probes_are_measured_by_themselves(cli: Cli, scripted: Scripted, questions: Path, tmp_path: Path) -> None:
     flags = ("--adapters", "awaits-probes", "--probe-request-rate", "100", "--max-concurrency", "2")
-    ended = cli(*custom(scripted, questions), *flags, *saving(tmp_path))
+    ended = cli(*custom(scripted, questions), *flags, *saving(tmp_path), "--html", tmp_path / "run.html")
     assert ended.status == 0, ended.err
     (run,) = read(tmp_path / "run.json")
     asked = [each for each in scripted.bodies if each["prompt"] == "Hi"]

@@ -15,10 +15,10 @@ from loraplex.bench.results.result import ClientCost, Configuration, Request, St
 from loraplex.bench.results.result_file import read, write
 from loraplex.bench.results.steady_state import steady_state
 from loraplex.bench.results.summary import text
+from tests.bench.conftest import saving
 from tests.bench.scripted_server import DAWDLING_SECONDS, Scripted
 from tests.bench.test_serve import custom
 from tests.bench.test_statistics import request
-from tests.bench.test_time_limit import saving
 from tests.cli import Cli
 
 # Four requests for two places. Times are fractions of two, so sums are exact.

@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import DEMO
+from tests.bench.conftest import DEMO, saving
 from tests.bench.scripted_server import DAWDLING_SECONDS, Scripted
 from tests.bench.test_serve import custom
 from tests.cli import Cli
-
-
-def saving(folder: Path) -> tuple[str | Path, ...]:
-    return ("--save-result", "--result-dir", folder, "--result-filename", "run.json")
 
 
 def test_requests_that_wait_for_a_place_are_not_sent(
