@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -88,8 +90,9 @@ class GeneratorModel:
                 self.adapters.load(str(path), name)
             else:
                 adapter = Adapter(name, path)
-                with _scratch() as beside:
-                    self.adapters.load(str(self._write(adapter, Path(beside))), name)
+                with _file_in_memory() as file:
+                    self._write(adapter, file)
+                    self.adapters.load(file, name)
                 self._tabled[name] = adapter
         except (OSError, RuntimeError) as error:
             raise AdapterInvalid(f"adapter {name!r}: {error}") from None
@@ -102,7 +105,7 @@ class GeneratorModel:
             self._loaded.remove(name)
             self._tabled.pop(name, None)
 
-    def _write(self, adapter: Adapter, folder: Path) -> Path:
+    def _write(self, adapter: Adapter, path: str) -> None:
         """An adapter file for the changed graph: the table's address, and what layers without the operator take."""
         address = self._tables.addresses([adapter])
         tensors = {ADAPTERS: address} | adapter.weights
@@ -111,13 +114,21 @@ class GeneratorModel:
         file.set_adapter_version(1)
         file.set_model_version(1)
         file.set_parameters(values)
-        path = folder / "table.onnx_adapter"
-        file.export_adapter(str(path))
-        return path
+        file.export_adapter(path)
+
+
+@contextmanager
+def _file_in_memory() -> Iterator[str]:
+    """The path of a file that needs no room on a disk; who maps it may do so for longer. On Linux, as the operator."""
+    file = os.memfd_create("adapter")
+    try:
+        yield f"/proc/self/fd/{file}"
+    finally:
+        os.close(file)
 
 
 def _scratch() -> TemporaryDirectory[str]:
-    """For what is read once; onnxruntime-genai maps it, so that it can be deleted then."""
+    """For what is read once, and then deleted."""
     temporary = Path(gettempdir()).resolve()
     return TemporaryDirectory(prefix="loraplex-model-", dir=temporary, ignore_cleanup_errors=True)
 

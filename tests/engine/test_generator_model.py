@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_an_adapter_that_was_unloaded_leaves_nothing_to_the_next_of_its_name(int
         assert ask(lane, PROMPTS[0], "other").tokens == expected[source]
         lane.unload_adapter("other")
         assert ask(lane, PROMPTS[0], "other").error
+
+
+def test_an_adapter_needs_no_room_on_a_disk(
+    int4: Model, lane: GeneratorLane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "there is none"))
+    folder = int4.bundle.adapter("four")
+    lane.load_adapter("other", folder, check_adapter(folder, int4.bundle.manifest.base))
+    assert ask(lane, PROMPTS[0], "other").tokens == ask(lane, PROMPTS[0], "four").tokens
+    lane.unload_adapter("other")
 
 
 def test_a_file_that_is_no_adapter_is_refused(int4: Model, lane: GeneratorLane, tmp_path: Path) -> None:
