@@ -154,6 +154,7 @@ def engine_start(settings: Settings, bundle: Bundle) -> Start:
         settings.prefill_chunk,
         settings.telemetry,
         settings.log_level,
+        settings.log_format,
         settings.engine,
         settings.kv_cache_mib * 2**20,
         settings.max_running,

@@ -95,6 +95,7 @@ class Start(Struct, tag=True, frozen=True):
     """Prompt tokens at once; 0 leaves it to the lane."""
     telemetry: bool
     log_level: str
+    log_format: Literal["console", "json"]
     engine: Engine
     kv_bytes: int
     """Memory for keys and values; 0 leaves it to the lane."""

@@ -7,7 +7,6 @@ crash in native code must not take the API down. It ends when its standard input
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
 import sys
@@ -47,9 +46,8 @@ from loraplex.server.engine.messages import (
     unpack_command,
 )
 from loraplex.server.errors import AdapterInvalid, LoraplexError
+from loraplex.server.logs import configure
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-"""That of the API process."""
 STOP_AFTER = 5.0
 """Seconds a step may still take after the parent is gone."""
 
@@ -135,7 +133,7 @@ def serve(border: Border, open_lane: OpenLane) -> None:
             )
         )
         return
-    logging.basicConfig(level=start.log_level.upper(), format=LOG_FORMAT)
+    configure(start.log_level, start.log_format)
     if not start.telemetry:
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:

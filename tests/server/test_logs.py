@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from loraplex.server.keys import Key, digest, entry, new_key
-from tests.server.conftest import TinyBundle
+from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, serving, wait_until
 
 SECRET = new_key()
@@ -53,6 +53,12 @@ def ask(server: ServerProcess, request_id: str, **more: Any) -> Any:
     client = server.client.with_options(api_key=SECRET, default_headers={"x-request-id": request_id})
     body: dict[str, Any] = {"model": "small", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
     return client.completions.create(**body | more)
+
+
+def test_the_engine_logs_in_the_same_form(tmp_path: Path) -> None:
+    with serving(DEMO, tmp_path / "log", "--log-format", "json") as server:
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert "loraplex.operator" in {line["logger"] for line in lines}
 
 
 @pytest.mark.parametrize("stream", [False, True])
