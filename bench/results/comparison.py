@@ -187,7 +187,7 @@ def _work(rounds: Sequence[Run]) -> dict[str, Value]:
         "burstiness": asked.burstiness if math.isfinite(asked.request_rate) else None,
         "seed": asked.seed if ours else None,
         "objectives": tuple(sorted(f"{name}:{limit:g}" for name, limit in asked.goodput.items())) or None,
-        "requests": asked.num_prompts or run.totals.completed,
+        "requests": asked.num_prompts - run.unsent if asked.num_prompts else run.totals.completed,
         "prompt tokens a request": round(run.totals.total_input_tokens / done, 1),
         "output tokens a request": round(run.totals.total_output_tokens / done, 1),
         "failed requests": max(each.totals.failed for each in rounds),

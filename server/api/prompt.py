@@ -48,7 +48,8 @@ async def encode_prompt(server: Serving, text: str, *, add_special_tokens: bool,
         beginning = await server.text.encode(text[: MANY * limit], add_special_tokens=add_special_tokens)
         if len(beginning) > 2 * limit:
             raise ContextLengthExceeded(
-                f"This model's maximum context length is {limit} tokens, but the prompt has over {len(beginning)}",
+                f"This model's maximum context length is {limit} tokens, but the prompt has over {len(beginning)} "
+                "tokens. Shorten the prompt",
                 param=param,
             )
     return await server.text.encode(text, add_special_tokens=add_special_tokens)
