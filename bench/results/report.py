@@ -16,7 +16,7 @@ from loraplex.bench.results.figure import png, svg
 from loraplex.bench.results.load_plots import overview
 from loraplex.bench.results.result import Run
 from loraplex.bench.results.run_plots import course
-from loraplex.bench.results.summary import notes, warnings
+from loraplex.bench.results.summary import in_time, notes, warnings
 from loraplex.bench.rounds import Rounds, grouped
 
 RATES = {"output_throughput": "tokens", "request_throughput": "requests", "request_goodput": "goodput"}
@@ -67,6 +67,7 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
         lstrip_blocks=True,
     )
     environment.filters["figure_text"] = text
+    environment.filters["in_time"] = in_time
     detailed = groups if len(groups) <= MOST_SECTIONS and not comparison else []
     sections = [
         Section(

@@ -180,16 +180,22 @@ def _adapters(run: Run) -> list[str]:
 
 
 def _row(found: Summary, shown: Sequence[Metric], duration: float, *, tail: bool) -> list[str]:
-    """`in time` is the share of its requests, those that failed among them, that met the objectives."""
+    """The figures of an adapter."""
     times = [found.latencies[metric].mean for metric in shown]
     if tail:
         times.append(found.latencies["ttft"].percentiles["99"])
     row = [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}"]
     row += [f"{time:.2f}" if found.completed else "" for time in times]
     if found.request_goodput is not None:
-        asked = found.completed + found.failed
-        row.append(f"{found.request_goodput * duration / asked:.0%}" if asked else "")
+        share = in_time(found, duration)
+        row.append("" if share is None else f"{share:.0%}")
     return row
+
+
+def in_time(found: Summary, duration: float) -> float | None:
+    """The share of the requests of a run of so many seconds that met all objectives; None if there is none to give."""
+    asked = found.completed + found.failed
+    return None if found.request_goodput is None or not asked else found.request_goodput * duration / asked
 
 
 def _probes(run: Run) -> list[str]:

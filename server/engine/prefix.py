@@ -62,7 +62,8 @@ class PrefixCache(Generic[Key]):
         """How many of the first ids an entry of this owner holds, and that entry's KV; (0, []) if none does."""
         best, found = 0, None
         for number in self._alike(blocks(owner, ids)):
-            if (length := common_prefix(self._entries[number].ids, ids)) > best:
+            entry = self._entries[number]
+            if entry.owner is owner and (length := common_prefix(entry.ids, ids)) > best:
                 best, found = length, number
         if found is None or best < SHORTEST:
             return 0, []
@@ -77,8 +78,8 @@ class PrefixCache(Generic[Key]):
         """Add an entry; entries that are a prefix of it go."""
         entry = Entry(owner, ids, kv, blocks(owner, ids))
         for number in [number for key in entry.blocks for number in latest(self._ending.get(key))]:
-            held = self._entries[number].ids
-            if common_prefix(held, ids) == len(held):
+            held = self._entries[number]
+            if held.owner is owner and common_prefix(held.ids, ids) == len(held.ids):
                 self._drop(number)
         self._entries[self._next] = entry
         for key in entry.blocks:
@@ -121,8 +122,8 @@ class PrefixCache(Generic[Key]):
 
 def blocks(owner: object, ids: Ids) -> list[int]:
     """Hashes of the first block of ids, of the first two, and so on, under this owner."""
-    content, size = ids.astype(np.int64, copy=False).tobytes(), BLOCK * np.dtype(np.int64).itemsize
-    key, found = id(owner), []
+    content, size = ids.tobytes(), BLOCK * ids.itemsize
+    key, found = id(owner), []  # an entry keeps its owner, so nobody else gets this id while it is there
     for end in range(size, len(content) + 1, size):
         key = hash((key, content[end - size : end]))
         found.append(key)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.checkpoints import make_adapter, make_checkpoint, quiet
-from tests.server.process import ServerProcess, serving
+from tests.server.process import ServerProcess, serving, started
 
 DEMO = Path(__file__).parents[2] / "adapters" / "demo"
+
+
+def scripted(log: Path, engine_options: str, *flags: str) -> AbstractContextManager[ServerProcess]:
+    """The demo's server in front of an engine that says a script's tokens at a pace (`bench/scripted/engine.py`)."""
+    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0", *flags]
+    return started([*command, f"--engine-options={engine_options}"], log)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.server.conftest import DEMO, TinyBundle
-from tests.server.process import PATIENCE, ServerProcess, serving, started, wait_until
+from tests.server.conftest import TinyBundle, scripted
+from tests.server.process import PATIENCE, ServerProcess, serving, wait_until
 
 LONG = {"model": "travel", "prompt": [300], "max_tokens": 1900}
 """Runs for half a minute, if it is left alone."""
@@ -23,8 +22,7 @@ LONG = {"model": "travel", "prompt": [300], "max_tokens": 1900}
 
 def slow(log: Path, *flags: str) -> AbstractContextManager[ServerProcess]:
     """The demo's server in front of an engine that takes 20 ms for a token, on any machine."""
-    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0", *flags]
-    return started([*command, "--engine-options=--seconds 0.02"], log)
+    return scripted(log, "--seconds 0.02", *flags)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tests.server.bytes_bundle import TEMPLATES, likely, make_bundle
+from tests.server.conftest import scripted
 from tests.server.process import ServerProcess, serving
 from tests.server.strictness import validated
-from tests.server.test_scripted import scripted
 from tests.server.test_watchdog import server_child
 
 TIME: dict[str, Any] = {
@@ -272,7 +272,7 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
 
 def test_an_engine_that_dies_fails_the_response(tmp_path: Path) -> None:
     """Half a minute before the end of the answer."""
-    with scripted(tmp_path / "log", "--seconds 0.02") as server:
+    with scripted(tmp_path / "log", "--seconds 0.02", "--max-running", "64") as server:
         raw = server.client.responses.with_raw_response.create(
             model="travel", input="What should I see in Paris?", max_output_tokens=1500, stream=True
         )

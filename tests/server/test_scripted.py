@@ -7,31 +7,25 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import openai
 import pytest
 from tokenizers import Tokenizer
 
-from tests.server.conftest import DEMO
-from tests.server.process import ServerProcess, started
+from tests.server.conftest import DEMO, scripted
+from tests.server.process import ServerProcess
 
 TOKENIZER = Tokenizer.from_file(str(DEMO / "base" / "generator" / "tokenizer.json"))
 TEXT = " Tokyo is called 東京, a naïve café has 👩‍👩‍👧 in it, and Paris is the capital of France."
 IDS: list[int] = TOKENIZER.encode(TEXT, add_special_tokens=False).ids
 
 
-def scripted(log: Path, engine_options: str) -> AbstractContextManager[ServerProcess]:
-    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0", "--max-running", "64"]
-    return started([*command, f"--engine-options={engine_options}"], log)
-
-
 @pytest.fixture(scope="module", params=[1, 3, 40])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Every request gets its own prompt, again and again, so many tokens at once, as fast as they can be written."""
     log = tmp_path_factory.mktemp("log") / "log"
-    with scripted(log, f"--at-once {request.param}") as server:
+    with scripted(log, f"--at-once {request.param}", "--max-running", "64") as server:
         yield server
     assert "Traceback" not in log.read_text()
 
@@ -136,7 +130,7 @@ def test_metrics_count_every_token(server: ServerProcess) -> None:
 
 
 def test_who_leaves_is_forgotten(tmp_path: Path) -> None:
-    with scripted(tmp_path / "log", "--seconds 0.02") as server:
+    with scripted(tmp_path / "log", "--seconds 0.02", "--max-running", "64") as server:
         stream = server.client.completions.create(model="travel", prompt=IDS, max_tokens=1900, stream=True)
         assert isinstance(stream, openai.Stream)
         next(stream)

@@ -15,7 +15,7 @@ import openai
 import psutil
 import pytest
 
-from tests.server.conftest import DEMO, TinyBundle
+from tests.server.conftest import DEMO, TinyBundle, scripted
 from tests.server.process import PATIENCE, ServerProcess, serving, started, wait_until
 from tests.server.test_adapters import call
 from tests.server.test_connections import connect
@@ -224,8 +224,7 @@ def test_without_a_limit_a_hang_lasts(tiny: TinyBundle, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_slow_engine_is_waited_for(tmp_path: Path) -> None:
     """Four seconds from one token to the next, in steps of which each is short: as a long prompt in slices."""
-    command = [sys.executable, "-m", "loraplex.bench.scripted.server", str(DEMO), "--port", "0"]
-    with started([*command, "--engine-timeout", "3", "--engine-options=--seconds 4"], tmp_path / "log") as server:
+    with scripted(tmp_path / "log", "--seconds 4", "--engine-timeout", "3") as server:
         answer = server.client.completions.create(model="travel", prompt=[5], max_tokens=2, stream=True)
         assert list(answer)[-1].choices[0].finish_reason == "length"
         assert restarts(server) == 0
