@@ -38,6 +38,8 @@ ADAPTERS = 8
 OUTPUT = 128
 KV_BYTES = 17 * 10**9
 """KV cache of each engine: 160 blocks of 256 tokens, what 32 requests of 1024 + 128 tokens take."""
+SHORT_KV_BYTES = 14 * 10**9
+"""What 128 requests of 128 + 128 tokens take, for engines that get no others."""
 app = App(help=__doc__)
 
 
@@ -55,7 +57,7 @@ class Ours:
             device=device,
             threads=2,
             cache=work / "linked",
-            options=EngineOptions(max_batch_size=most, kv_bytes=KV_BYTES),
+            options=EngineOptions(max_batch_size=most, kv_bytes=KV_BYTES if adapters else SHORT_KV_BYTES),
             max_linked=max(len(names), 2),
             operator=operator,
             ranks=manifests[0].ranks if manifests else None,
