@@ -16,6 +16,7 @@ from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.sampling import Sampling
 from loraplex.bench.load.steps import Steps
 from loraplex.bench.load.target import Target
+from loraplex.bench.load.turns import Turns
 from loraplex.server.errors import LoraplexError
 
 Result = TypeVar("Result")
@@ -30,6 +31,7 @@ def serve(
     target: Target | None = None,
     data: Data | None = None,
     traffic: Traffic | None = None,
+    turns: Turns | None = None,
     sampling: Sampling | None = None,
     adapters: Adapters | None = None,
     report: Report | None = None,
@@ -49,6 +51,7 @@ def serve(
         target=target or Target(),
         data=data or Data(),
         traffic=traffic or Traffic(),
+        turns=turns or Turns(),
         sampling=sampling or Sampling(),
         adapters=adapters or Adapters(),
         report=report or Report(),
@@ -82,6 +85,7 @@ def sweep(
     target: Target | None = None,
     data: Data | None = None,
     traffic: Traffic | None = None,
+    turns: Turns | None = None,
     sampling: Sampling | None = None,
     adapters: Adapters | None = None,
     report: Report | None = None,
@@ -101,6 +105,7 @@ def sweep(
         target=target or Target(),
         data=data or Data(),
         traffic=traffic or Traffic(),
+        turns=turns or Turns(),
         sampling=sampling or Sampling(),
         adapters=adapters or Adapters(),
         report=report or Report(),

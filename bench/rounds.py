@@ -45,4 +45,9 @@ def load_of(run: Run) -> str:
     streams = "" if asked.max_concurrency is None else f"{asked.max_concurrency} at once"
     if asked.ramp_up_strategy is not None:
         rate = f"{asked.ramp_up_start_rps} to {asked.ramp_up_end_rps} requests/s"
+    if asked.multi_turn:
+        rate = rate.replace("requests", "conversations")
+        if asked.multi_turn_concurrency is not None:
+            fewer = asked.max_concurrency not in (None, asked.multi_turn_concurrency)
+            streams = f"{asked.multi_turn_concurrency} conversations at once" + f", {streams}" * fewer
     return ", ".join(filter(None, (rate, streams))) or "all at once"

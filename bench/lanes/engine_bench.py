@@ -30,7 +30,8 @@ from loraplex.bench.load.benchmark import reckon
 from loraplex.bench.load.options import Report
 from loraplex.bench.machine import machine, versions
 from loraplex.bench.peers.peer import cpu_seconds, free_port, started
-from loraplex.bench.results.result import Configuration, Run
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import Run
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Device, Weights

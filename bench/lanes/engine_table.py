@@ -8,6 +8,8 @@ from statistics import median
 from loraplex.bench.results.result import Run
 from loraplex.bench.table import markdown
 
+FEWEST_ROUNDS = 3
+"""Of which a median ratio stands out in bold: with fewer, one of them that was disturbed is the result."""
 Key = tuple[str, str, int, int]
 """Lane, engine or HTTP, adapters, streams."""
 
@@ -15,8 +17,12 @@ Key = tuple[str, str, int, int]
 def tables(runs: Sequence[Run]) -> str:
     """Medians over the rounds; of ratios, the medians of the rounds' ratios and their range."""
     rounds = rounds_by_case(runs)
-    parts = [_cases(rounds), _adapters(rounds), _http(rounds)]
-    return "\n\n".join(part for part in parts if part)
+    ratios = [part for part in (_adapters(rounds), _http(rounds)) if part]
+    count = min(len(some) for some in rounds.values())
+    few = (
+        f"Ratios of {count} {'round' if count == 1 else 'rounds'} may be noise: take --rounds {FEWEST_ROUNDS} or more."
+    )
+    return "\n\n".join([_cases(rounds), *ratios, *[few] * bool(ratios and count < FEWEST_ROUNDS)])
 
 
 def rounds_by_case(runs: Sequence[Run]) -> dict[Key, list[Run]]:
@@ -93,4 +99,7 @@ def _tpot(run: Run) -> float:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"**{median(values):.2f}** ({min(values):.2f} - {max(values):.2f})" if values else ""
+    if not values:
+        return ""
+    middle = f"{median(values):.2f}"
+    return f"{middle if len(values) < FEWEST_ROUNDS else f'**{middle}**'} ({min(values):.2f} - {max(values):.2f})"

@@ -7,8 +7,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from loraplex.bench.results.document import document
 from loraplex.bench.results.result import METRICS, Run
-from loraplex.bench.results.result_file import document
 
 
 class Measure(Struct, frozen=True):
@@ -41,6 +41,8 @@ MEASURES: dict[str, Measure] = {
         for metric in METRICS
         for statistic, title in _STATISTICS.items()
     },
+    "first_turn_ttft_ms": Measure("TTFT median, first turns", "ms", False),
+    "later_turns_ttft_ms": Measure("TTFT median, later turns", "ms", False),
     "jain_stream_rate": Measure("fairness of tokens/s", "", True),
     "jain_mean_ttft": Measure("fairness of TTFT", "", True),
     "ttft_spread": Measure("slowest / fastest adapter's TTFT", "", False),
@@ -59,6 +61,8 @@ BRIEF = (
     "request_throughput",
     "request_goodput",
     *(f"{statistic}_{metric}_ms" for metric in METRICS for statistic in ("median", "p90", "p99")),
+    "first_turn_ttft_ms",
+    "later_turns_ttft_ms",
     "jain_stream_rate",
     "ttft_spread",
     "churn_load_ms",
@@ -76,7 +80,7 @@ def measured(run: Run) -> dict[str, float]:
     written = document(run, detailed=False)
     if not run.totals.completed:  # then they are 0, as in vLLM's file
         written = {key: value for key, value in written.items() if not key.endswith("_ms")}
-    found: dict[str, Any] = written | written["fairness"] | _cold(run)
+    found: dict[str, Any] = written | written["fairness"] | _turns(run) | _cold(run)
     if run.steady_state is not None:
         found["steady_output_throughput"] = run.steady_state.output_throughput
     return {key: float(found[key]) for key in MEASURES if found.get(key) is not None}
@@ -87,6 +91,12 @@ def text(value: float) -> str:
     if value == 0 or abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+def _turns(run: Run) -> dict[str, float]:
+    """Of conversations."""
+    found = {"first_turn_ttft_ms": run.turns[0] if run.turns else None, "later_turns_ttft_ms": run.later_turns}
+    return {key: each.latencies["ttft"].median for key, each in found.items() if each and "ttft" in each.latencies}
 
 
 def _cold(run: Run) -> dict[str, float]:

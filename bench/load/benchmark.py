@@ -17,6 +17,7 @@ from rich.console import Console
 from loraplex.bench.errors import Interrupted, OptionsInvalid, ServerFailed
 from loraplex.bench.load.client import Client, opened
 from loraplex.bench.load.cold import churning, measure_cold, paths
+from loraplex.bench.load.conversations import load_conversations
 from loraplex.bench.load.dataset import load_prompts
 from loraplex.bench.load.discovery import model_of, version_of, wait_until_ready
 from loraplex.bench.load.driver import Measured, Tally, drive, warm_up
@@ -29,12 +30,15 @@ from loraplex.bench.load.options import Adapters, Cold, Data, Report, Traffic
 from loraplex.bench.load.probe import probing, summarize_probes
 from loraplex.bench.load.progress import shown
 from loraplex.bench.load.sampling import Sampling
+from loraplex.bench.load.server_metrics import watching
 from loraplex.bench.load.target import Target
+from loraplex.bench.load.turns import Turns
 from loraplex.bench.load.vocabulary import Vocabulary
 from loraplex.bench.load.workload import Planned, Workload, mix_of
 from loraplex.bench.machine import machine
 from loraplex.bench.results import output, statistics
-from loraplex.bench.results.result import ChurnLoad, ColdLoad, Configuration, Request, Run, Summary
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import ChurnLoad, ColdLoad, Request, Run, Summary
 from loraplex.bench.results.steady_state import steady_state
 
 
@@ -45,6 +49,7 @@ class Options:
     target: Target = field(default_factory=Target)
     data: Data = field(default_factory=Data)
     traffic: Traffic = field(default_factory=Traffic)
+    turns: Turns = field(default_factory=Turns)
     sampling: Sampling = field(default_factory=Sampling)
     adapters: Adapters = field(default_factory=Adapters)
     report: Report = field(default_factory=Report)
@@ -61,6 +66,7 @@ def check(options: Options) -> None:
         assign(mix_of(options.adapters), options.adapters.adapters, 1, options.data.seed)
     options.target.check()
     options.traffic.check(options.data)
+    options.turns.check(options.target, options.data)
     output.check(report)
 
 
@@ -71,23 +77,26 @@ async def benchmark(options: Options) -> Run:
     ServerFailed, and Interrupted where no request had ended then.
     """
     check(options)
-    target, data, traffic = options.target, options.data, options.traffic
+    target, data, traffic, turns = options.target, options.data, options.traffic, options.turns
     name, model = await model_of(target)
     vocabulary = _vocabulary(data, model)
-    timed = traffic.self_timed is not False
-    prompts = load_prompts(data, vocabulary, timed=timed, chat=target.chat)
+    if turns.multi_turn:
+        prompts = load_conversations(data, turns, vocabulary)
+    else:
+        prompts = load_prompts(data, vocabulary, timed=traffic.self_timed is not False, chat=target.chat)
     workload = Workload(target, data, options.sampling, options.adapters, name)
     plan = workload.plan(prompts, traffic)
     asked = dict.fromkeys([*named(mix_of(options.adapters), options.adapters.adapters), *(each.model for each in plan)])
     check_asked(options.report.objectives, list(asked))
-    if warning := make_room(traffic, len(plan)):
+    if warning := make_room(traffic, min(len(plan), turns.at_once(traffic) or len(plan))):
         print(f"warning: {warning}", file=sys.stderr)
     async with opened(
         target.url + target.path, target.headers, target.request_timeout, insecure=target.insecure
     ) as client:
         await _prepare(client, plan, options)
         with interruption() as stop:
-            async with probing(client, workload, name, traffic.probe_request_rate, stop) as probes:
+            rate = traffic.probe_request_rate
+            async with probing(client, workload, name, rate, stop) as probes, watching(target) as watched:
                 measured, churn = await _run(client, plan, options, stop)
             cold: list[ColdLoad] = []
             cold_error = ""
@@ -123,6 +132,9 @@ async def benchmark(options: Options) -> Run:
         adapter_mix=mix_of(options.adapters) if options.adapters.adapters or options.adapters.adapter_mix else "",
         goodput=options.report.objectives,
         max_seconds=traffic.max_seconds,
+        multi_turn=turns.multi_turn,
+        multi_turn_concurrency=turns.at_once(traffic),
+        multi_turn_delay_ms=turns.multi_turn_delay_ms,
     )
     run = reckon(configuration, measured, options.report, cold)
     return msgspec.structs.replace(
@@ -131,6 +143,7 @@ async def benchmark(options: Options) -> Run:
         churn=churn,
         interrupted=stop.is_set(),
         probes=summarize_probes(probes) if traffic.probe_request_rate else None,
+        server_metrics=watched(),
     )
 
 
@@ -150,6 +163,10 @@ def reckon(configuration: Configuration, measured: Measured, report: Report, col
             objectives=report.objectives,
         )
 
+    of_turn: list[list[Request]] = [[] for _ in range(max(measured.turns, default=0))]
+    for each in requests if of_turn else ():
+        of_turn[each.turn - 1].append(each)
+    later = [each for each in requests if each.turn > 1]
     return Run(
         configuration=configuration,
         metadata=pairs(report.metadata, "--metadata"),
@@ -162,6 +179,9 @@ def reckon(configuration: Configuration, measured: Measured, report: Report, col
         timeline=statistics.timeline(requests, duration),
         # Of requests that were given up nobody knows how long they were under way.
         steady_state=None if measured.unfinished else steady_state(requests, configuration),
+        conversations=statistics.summarize_conversations(requests, measured.turns) if measured.turns else None,
+        turns=[summary(some) for some in of_turn],
+        later_turns=summary(later) if later else None,
         cold=list(cold),
         rate_changes=measured.rate_changes,
         requests=requests,
@@ -193,9 +213,10 @@ async def _run(
     console = Console(stderr=True, quiet=options.report.disable_tqdm)
     async with shown(tally, console), churning(options.target, options.cold, tally) as churn:
         limit = math.inf if options.traffic.max_seconds is None else options.traffic.max_seconds
-        measured = await drive(client, plan, options.traffic.max_concurrency, tally, stop, limit)
+        at_once = options.turns.at_once(options.traffic)
+        measured = await drive(client, plan, options.traffic.max_concurrency, tally, stop, limit, at_once)
     refused = [each for each in measured.requests if each.error_kind == "connection"]
-    if refused and len(refused) == len(plan) - measured.unsent:
+    if refused and len(refused) == len(measured.requests) and not measured.unfinished:
         raise ServerFailed(f"{options.target.url} cannot be reached: {refused[0].error}")
     return measured, churn
 

@@ -36,14 +36,18 @@ class Client:
         self._url = url
 
     async def ask(
-        self, model: str, body: bytes, began: float, progress: Progress | None = None, request_id: str | None = None
+        self,
+        model: str,
+        body: bytes,
+        began: float,
+        progress: Progress | None = None,
+        headers: dict[str, str] | None = None,
     ) -> Request:
         """Send a request and read its answer to the end. Errors are in what it returns.
 
         `began` is the run's beginning in time.perf_counter(). Without `usage` in the answer its `output_tokens` is 0.
         """
         answer = Answer()
-        headers = {"x-request-id": request_id} if request_id else None
         start = time.perf_counter()
         kind, error = None, ""
         try:
@@ -123,8 +127,10 @@ def _request(model: str, answer: Answer, start: float, began: float, kind: str |
         input_tokens=(usage.prompt_tokens or 0) if usage else 0,
         output_tokens=(usage.completion_tokens or 0) if usage else 0,
         text=answer.text,
+        thinking=answer.thinking,
         error=error,
         error_kind=kind,
         finish_reason=answer.finish_reason,
         usage_tokens=usage.completion_tokens if usage else None,
+        cached_tokens=usage.prompt_tokens_details.cached_tokens if usage and usage.prompt_tokens_details else None,
     )

@@ -37,7 +37,7 @@ class Tally(Struct):
 
 class Measured(Struct, frozen=True):
     requests: list[Request]
-    """In the order of the plan; those that ended, where the run was interrupted."""
+    """In the order of the plan, a conversation's turns together; those that ended, where the run was interrupted."""
     duration: float
     """Seconds from the first request's time to the last one's end, or to the interruption."""
     cost: ClientCost
@@ -46,6 +46,8 @@ class Measured(Struct, frozen=True):
     """Requests that an interruption gave up, or that it came before."""
     unsent: int = 0
     """Requests whose turn did not come in time."""
+    turns: list[int] = []
+    """Planned of each conversation; empty where there were none."""
 
 
 async def drive(
@@ -55,37 +57,59 @@ async def drive(
     tally: Tally,
     stop: asyncio.Event | None = None,
     limit: float = math.inf,
+    conversations: int | None = None,
 ) -> Measured:
     """Send every request at its time, at most `concurrency` at once; the others wait in the client, in order.
 
-    After `limit` seconds no other is sent, and those under way are read to their end. Once `stop` is set no other is
-    sent either, and those under way are given up.
+    A conversation goes on until a turn fails, at most `conversations` at once. After `limit` seconds no other request
+    is sent, and those under way are read to their end. Once `stop` is set no other is sent either, and those under way
+    are given up.
     """
     places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
+    talks = asyncio.Semaphore(conversations) if conversations else nullcontext()
     gc.collect()
     gc.freeze()  # what the workload made need not be looked at again during the run
-    tally.total = len(plan)
+    tally.total = sum(1 + each.left for each in plan)
     changes: list[RateChange] = []
-    ended: dict[int, Request] = {}
+    ended: dict[tuple[int, int], Request] = {}
     processor = time.process_time()
     tally.began = began = time.perf_counter()
 
-    async def send(index: int, planned: Planned) -> None:
-        due = time.perf_counter()
+    async def send(index: int, planned: Planned, due: float) -> Request | None:
+        """None where its time was over."""
+        headers = {"x-request-id": planned.request_id} if planned.request_id else {}
+        if planned.session is not None:
+            headers["x-session-id"] = planned.session
         async with places:
             if time.perf_counter() - began >= limit:
-                return
+                return None
             tally.running += 1
-            request = await client.ask(planned.model, planned.body, began, tally.count, planned.request_id)
+            request = await client.ask(planned.model, planned.body, began, tally.count, headers)
             tally.running -= 1
         request.queue = request.start + began - due
         request.input_tokens = request.input_tokens or planned.input_tokens
-        ended[index] = request
+        request.turn = planned.turn
+        if planned.session is not None:
+            request.conversation = index
+        ended[index, planned.turn] = request
         tally.done += 1
         if request.error_kind is None:
             tally.ttfts.append(request.ttft)
         else:
             tally.failed += 1
+            tally.total -= planned.left
+        return request
+
+    async def converse(index: int, planned: Planned) -> None:
+        """Send a request, and what follows in its conversation."""
+        due = time.perf_counter()
+        async with talks:
+            while (request := await send(index, planned, due)) and request.error_kind is None and planned.then:
+                planned = planned.then(request)
+                due = time.perf_counter() + planned.at
+                if due - began >= limit:
+                    return
+                await _sleep_until(due)
 
     async def send_all() -> None:
         tasks = []
@@ -93,12 +117,10 @@ async def drive(
             for index, planned in enumerate(plan):
                 if planned.at >= limit:
                     break
-                # uvloop's timers are in whole milliseconds, and may end too soon.
-                while (wait := began + planned.at - time.perf_counter()) > 0:  # noqa: ASYNC110
-                    await asyncio.sleep(wait)
+                await _sleep_until(began + planned.at)
                 if planned.rate is not None:
                     _note(changes, planned.rate)
-                tasks.append(asyncio.create_task(send(index, planned)))
+                tasks.append(asyncio.create_task(converse(index, planned)))
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
@@ -111,9 +133,10 @@ async def drive(
     duration = time.perf_counter() - began
     cost = ClientCost(time.process_time() - processor, duration, tally.chunks)
     requests = [ended[index] for index in sorted(ended)]
-    left = len(plan) - len(requests)
+    left = tally.total - len(requests)
     unfinished = left if stop is not None and stop.is_set() else 0
-    return Measured(requests, duration, cost, changes, unfinished, left - unfinished)
+    turns = [1 + each.left for each in plan if each.session is not None]
+    return Measured(requests, duration, cost, changes, unfinished, left - unfinished, turns)
 
 
 async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurrency: int | None) -> None:
@@ -126,6 +149,13 @@ async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurren
             await client.ask(planned.model, planned.body, time.perf_counter())
 
     await asyncio.gather(*(send(first[index % len(first)]) for index in range(count)))
+
+
+async def _sleep_until(moment: float) -> None:
+    """`moment` is in time.perf_counter()."""
+    # uvloop's timers are in whole milliseconds, and may end too soon.
+    while (wait := moment - time.perf_counter()) > 0:  # noqa: ASYNC110
+        await asyncio.sleep(wait)
 
 
 async def _until(stop: asyncio.Event | None, work: Coroutine[None, None, None]) -> None:

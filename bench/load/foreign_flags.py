@@ -17,7 +17,21 @@ RENAMED = {
     "--extra-request-body": "--extra-body",
     "--apply-chat-template": "--backend openai-chat",
     "--disable-ignore-eos": "--no-ignore-eos",
-    # aiperf and guidellm
+    # SGLang's and vLLM's clients for conversations
+    "--gsp-num-turns": "--multi-turn-num-turns, with --multi-turn",
+    "--num-rounds": "--multi-turn-num-turns, with --multi-turn",
+    "--sub-question-input-length": "--per-turn-input-len, with --multi-turn",
+    "--num-clients": "--multi-turn-concurrency, with --multi-turn",
+    "--max-active-conversations": "--multi-turn-concurrency, with --multi-turn",
+    "--max-turns": "--multi-turn-max-turns, with --multi-turn",
+    # aiperf, genai-perf and guidellm
+    **dict.fromkeys(
+        ("--conversation-num", "--num-conversations", "--num-sessions"), "--num-prompts, with --multi-turn"
+    ),
+    **dict.fromkeys(("--conversation-turn-mean", "--session-turns-mean"), "--multi-turn-num-turns, with --multi-turn"),
+    "--conversation-turn-delay-mean": "--multi-turn-delay-ms, with --multi-turn",
+    "--session-turn-delay-mean": "--multi-turn-delay-ms, with --multi-turn",
+    "--session-concurrency": "--multi-turn-concurrency, with --multi-turn",
     "--url": "--base-url",
     "--target": "--base-url",
     "--concurrency": "--max-concurrency",

@@ -12,10 +12,10 @@ from loraplex.bench.load.prompt import Prompt
 from loraplex.bench.load.vocabulary import Vocabulary
 
 
-def random_prompts(data: Data, vocabulary: Vocabulary) -> list[Prompt]:
+def random_prompts(data: Data, vocabulary: Vocabulary, flag: str = "--random-input-len") -> list[Prompt]:
     """Runs of consecutive ids from a random place of the vocabulary, after a prefix that all share.
 
-    Raises OptionsInvalid where no token would be left for a prompt.
+    Raises OptionsInvalid, naming the flag of the length, where no token would be left for a prompt.
     """
     random = np.random.default_rng(data.seed)
     ratio, count = data.random_range_ratio, data.num_prompts
@@ -26,7 +26,7 @@ def random_prompts(data: Data, vocabulary: Vocabulary) -> list[Prompt]:
     low, high = math.floor(inner * (1 - ratio)), math.ceil(inner * (1 + ratio))
     if low + data.random_prefix_len < 1:
         raise OptionsInvalid(
-            f"--random-input-len {wanted} leaves no token after {vocabulary.added_to_prompts} special ones: raise it"
+            f"{flag} {wanted} leaves no token after {vocabulary.added_to_prompts} special ones: raise it"
         )
     lengths = random.integers(low, high + 1, count)
     answers = random.integers(max(1, math.floor(answer * (1 - ratio))), math.ceil(answer * (1 + ratio)) + 1, count)

@@ -27,9 +27,14 @@ class Choice(Struct):
     finish_reason: str | None = None
 
 
+class PromptTokensDetails(Struct):
+    cached_tokens: int | None = None
+
+
 class Usage(Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class ErrorEvent(Struct):
@@ -63,6 +68,8 @@ class Answer:
         """Whether `[DONE]` came."""
         self.events = 0
         """Lines with data, whatever they had."""
+        self.thinking = 0
+        """Characters of the text that were reasoning, which comes before what is said."""
         self._pieces: list[str] = []
         self._rest = b""
 
@@ -109,6 +116,8 @@ class Answer:
             opens = delta.role is not None and not delta.tool_calls
         if text:
             self._pieces.append(text)
+            if delta is not None and not delta.content:
+                self.thinking += len(text)
         closes = choice.finish_reason is not None and not (delta and delta.tool_calls)
         if text or not (opens or closes):
             self.times.append(now)

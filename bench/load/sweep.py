@@ -53,7 +53,8 @@ class Sweep(Struct, frozen=True):
     over: Literal["concurrency", "rate"]
     points: list[Point]
     best: float | None
-    """The step with the most output tokens a second; with --goodput, the most requests within the objectives."""
+    """The step with the most output tokens a second; with --goodput, the most requests within the objectives. One in
+    which requests failed is it only where they did in all."""
     stopped: str
     """Why it went no further."""
     interrupted: bool = False
@@ -68,6 +69,8 @@ async def sweep(options: Options, steps: Steps, folder: Path, done: Callable[[Po
     """
     check(options)
     steps.check(options.traffic)
+    if steps.over == "concurrency" and options.turns.multi_turn_concurrency is not None:
+        raise OptionsInvalid("--over concurrency sets it: leave out --multi-turn-concurrency, or give --over rate")
     prepare(folder / SUMMARY)
     if options.data.dataset_name in ("trace", "timed_trace") and options.traffic.self_timed is not False:
         raise OptionsInvalid("a trace sets its own load: give --no-self-timed")
@@ -134,7 +137,7 @@ def best(points: Sequence[Point]) -> float | None:
     good = [each for each in points if each.completed]
     if not good:
         return None
-    return max(good, key=lambda each: (each.request_goodput or 0.0, each.output_throughput)).value
+    return max(good, key=lambda each: (not each.failed, each.request_goodput or 0.0, each.output_throughput)).value
 
 
 def _at(options: Options, steps: Steps, value: float, index: int) -> Options:

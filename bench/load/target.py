@@ -62,11 +62,19 @@ class Target:
     request_timeout: OverZero = 6 * 60 * 60
     "Seconds after which a request has failed."
 
+    server_metrics: Flag = False
+    "Look at the server's /metrics before the run, each second of it and after it."
+
+    server_metrics_url: str | None = None
+    "Where they are, if not there; asks for --server-metrics."
+
     extra_body: str | None = None
     "JSON object with fields to send in every request."
 
     def check(self) -> None:
         """Raises OptionsInvalid."""
+        if self.server_metrics_url and not self.server_metrics_url.startswith(("http://", "https://")):
+            raise OptionsInvalid(f"--server-metrics-url {self.server_metrics_url}: give http://HOST:PORT/metrics")
         if self.base_url is None:
             return
         if not self.base_url.startswith(("http://", "https://")):
@@ -101,6 +109,11 @@ class Target:
         other_host = self.host is not None and self.host != named.hostname
         other_port = self.port is not None and self.port != port
         return [f"--host {self.host}"] * other_host + [f"--port {self.port}"] * other_port
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Of the server's Prometheus metrics; None where nobody asked for them."""
+        return self.server_metrics_url or (f"{self.url}/metrics" if self.server_metrics else None)
 
     @property
     def path(self) -> str:

@@ -19,7 +19,8 @@ from loraplex.bench.machine import machine
 from loraplex.bench.peers.model import SHAPE, SPECIAL
 from loraplex.bench.peers.peer import Peer
 from loraplex.bench.peers.starvation import Starvation, starve
-from loraplex.bench.results.result import Configuration, Run
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import Run
 from loraplex.bench.results.result_file import write
 from loraplex.bench.table import markdown
 

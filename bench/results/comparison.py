@@ -187,12 +187,21 @@ def _work(rounds: Sequence[Run]) -> dict[str, Value]:
         "burstiness": asked.burstiness if math.isfinite(asked.request_rate) else None,
         "seed": asked.seed if ours else None,
         "objectives": tuple(sorted(f"{name}:{limit:g}" for name, limit in asked.goodput.items())) or None,
-        "requests": asked.num_prompts - run.unsent if asked.num_prompts else run.totals.completed,
+        "conversations": _conversations(run) if ours else None,
+        "requests": asked.num_prompts - run.unsent if asked.num_prompts and not run.turns else run.totals.completed,
         "prompt tokens a request": round(run.totals.total_input_tokens / done, 1),
         "output tokens a request": round(run.totals.total_output_tokens / done, 1),
         "failed requests": max(each.totals.failed for each in rounds),
         "unfinished requests": max(each.unfinished for each in rounds),
     }
+
+
+def _conversations(run: Run) -> str:
+    asked = run.configuration
+    if not asked.multi_turn:
+        return "none"
+    limit = "" if asked.multi_turn_concurrency is None else f", {asked.multi_turn_concurrency} at once"
+    return f"{asked.num_prompts} of up to {len(run.turns)} turns, {asked.multi_turn_delay_ms:g} ms between them{limit}"
 
 
 def _alike(one: Value, other: Value) -> bool:

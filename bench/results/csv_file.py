@@ -10,6 +10,8 @@ from loraplex.bench.results.statistics import chunks, tpot
 
 COLUMNS = (
     "model",
+    "conversation",
+    "turn",
     "start_s",
     "queue_ms",
     "ttft_ms",
@@ -18,6 +20,7 @@ COLUMNS = (
     "itl_max_ms",
     "e2el_ms",
     "input_tokens",
+    "cached_tokens",
     "output_tokens",
     "chunks",
     "finish_reason",
@@ -36,6 +39,8 @@ def write(run: Run, path: Path) -> None:
             rows.writerow(
                 (
                     each.model,
+                    "" if each.conversation is None else each.conversation,
+                    "" if each.conversation is None else each.turn,
                     f"{each.start:.6f}",
                     f"{each.queue * 1000:.3f}",
                     _milliseconds(each.ttft),
@@ -44,6 +49,7 @@ def write(run: Run, path: Path) -> None:
                     f"{max(itls) * 1000:.3f}" if itls else "",
                     _milliseconds(each.latency),
                     each.input_tokens,
+                    "" if each.cached_tokens is None else each.cached_tokens,
                     each.output_tokens,
                     chunks(each),
                     each.finish_reason or "",

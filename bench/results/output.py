@@ -11,7 +11,8 @@ from pathlib import Path
 from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.options import Report
 from loraplex.bench.results import csv_file, result_file
-from loraplex.bench.results.result import Configuration, Run
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import Run
 
 LONGEST_LABEL = 50
 """Characters of a label in a file's name, which has at most 255 bytes, the rate, the model and the date among them."""

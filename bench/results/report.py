@@ -14,9 +14,10 @@ from loraplex.bench.provenance import date, provenance
 from loraplex.bench.results.comparison import Comparison
 from loraplex.bench.results.figure import png, svg
 from loraplex.bench.results.load_plots import overview
+from loraplex.bench.results.remarks import notes, warnings
 from loraplex.bench.results.result import Run
 from loraplex.bench.results.run_plots import course
-from loraplex.bench.results.summary import in_time, notes, warnings
+from loraplex.bench.results.summary import MOST_TURNS, cached_share, in_time
 from loraplex.bench.rounds import Rounds, grouped
 
 RATES = {"output_throughput": "tokens", "request_throughput": "requests", "request_goodput": "goodput"}
@@ -68,6 +69,7 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
     )
     environment.filters["figure_text"] = text
     environment.filters["in_time"] = in_time
+    environment.filters["cached_share"] = cached_share
     detailed = groups if len(groups) <= MOST_SECTIONS and not comparison else []
     sections = [
         Section(
@@ -96,9 +98,19 @@ def _page(groups: Sequence[Rounds], comparison: Comparison | None, setups: dict[
         columns=[*rates, *(f"{each}_{metric}_ms" for metric in LATENCIES for each in ("median", "p99"))],
         rounds=max(len(group.runs) for group in groups),
         measures=MEASURES,
+        most_turns=MOST_TURNS,
         headings=HEADINGS,
         plots={name: svg(plot) for name, plot in overview(groups).items()},
-        sections=[each for each in sections if each.plots or each.run.cold or each.run.probes or each.warnings],
+        sections=[
+            each
+            for each in sections
+            if each.plots
+            or each.run.cold
+            or each.run.probes
+            or each.run.turns
+            or each.run.server_metrics
+            or each.warnings
+        ],
         common=common,
         setups=setups,
         setup_keys=list(dict.fromkeys(key for each in setups.values() for key in each)),

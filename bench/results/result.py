@@ -6,10 +6,12 @@ Lengths are in tokens, times in seconds, except in `Distribution`, which is in m
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 from msgspec import Struct, field
+
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.server_metrics import ServerMetrics
 
 Metric = Literal["ttft", "tpot", "itl", "e2el", "client_queue_time", "e2el_including_client_queue"]
 METRICS: dict[Metric, str] = {
@@ -57,6 +59,8 @@ class Summary(Struct, frozen=True):
     latencies: dict[Metric, Distribution]
     errors_by_kind: dict[str, int] = {}
     """`http_429:queue_full`, `connection`, `timeout`, `stream:engine_failed`, `broken_stream`, `no_token`, ..."""
+    total_cached_tokens: int | None = None
+    """Input tokens that the server says it took from its prefix cache; None where it says nothing of them."""
 
 
 class Fairness(Struct, frozen=True):
@@ -174,6 +178,23 @@ class Probes(Struct, frozen=True):
     max_e2el_ms: float = 0.0
 
 
+class Conversations(Struct, frozen=True):
+    """How they went, by the keys of `vllm-bench --multi-turn`; those that were cut short are in neither count."""
+
+    num_conversations: int
+    """Planned."""
+    conversations_completed: int
+    """Every turn of which was answered."""
+    conversations_failed: int
+    """That ended with a turn that failed."""
+    avg_turns_completed: float
+    """Turns that were answered, over the conversations that had begun; 0 where none had."""
+    avg_conversation_duration_ms: float
+    """From sending the first turn to the end of the last answer, pauses included; of those that completed."""
+    turns_given_up: int = 0
+    """Turns that were not sent because one before them had failed."""
+
+
 class Request(Struct, kw_only=True):
     """One request as it went. What did not come to pass is 0, empty or None."""
 
@@ -189,6 +210,9 @@ class Request(Struct, kw_only=True):
     input_tokens: int = 0
     output_tokens: int = 0
     text: str = ""
+    """All that it wrote; see `thinking`."""
+    thinking: int = 0
+    """Characters of `text` that were reasoning, which comes first and is no part of the conversation."""
     error: str = ""
     error_kind: str | None = None
     """None of a request that succeeded; else a key of `Summary.errors_by_kind`."""
@@ -196,6 +220,12 @@ class Request(Struct, kw_only=True):
     """As the server gave it."""
     usage_tokens: int | None = None
     """The server's own count of output tokens; None where it sent none."""
+    cached_tokens: int | None = None
+    """Input tokens that the server says it took from its prefix cache; None where it says nothing of them."""
+    conversation: int | None = None
+    """Which conversation it is a turn of, from 0; None of a request by itself."""
+    turn: int = 1
+    """Of its conversation, from 1."""
 
 
 class RateChange(Struct, frozen=True):
@@ -204,39 +234,6 @@ class RateChange(Struct, frozen=True):
     rps: int
     timestamp: str
     """ISO 8601, local time."""
-
-
-class Configuration(Struct, kw_only=True):
-    """What was asked for. The fields to `ramp_up_end_rps` are vLLM's, the others ours."""
-
-    date: str = ""
-    """%Y%m%d-%H%M%S, local time."""
-    backend: str = "openai"
-    label: str | None = None
-    model_id: str = ""
-    tokenizer_id: str | None = None
-    num_prompts: int = 0
-    request_rate: float = math.inf
-    burstiness: float = 1.0
-    max_concurrency: int | None = None
-    ramp_up_strategy: str | None = None
-    ramp_up_start_rps: int | None = None
-    ramp_up_end_rps: int | None = None
-    command: str = ""
-    """The command line, without keys."""
-    url: str = ""
-    server: dict[str, str] = {}
-    """What its /version says, as far as it is text or a number; versions of packages by their names."""
-    machine: dict[str, str] = {}
-    """The one that the client runs on, which is the server's too where the URL is of loopback."""
-    dataset: str = ""
-    seed: int = 0
-    adapters: list[str] = []
-    adapter_mix: str = ""
-    goodput: dict[str, float] = {}
-    """Objectives in milliseconds by metric, or by ADAPTER:METRIC where they are an adapter's own."""
-    max_seconds: float | None = None
-    """After which no other request was sent."""
 
 
 class Run(Struct, kw_only=True):
@@ -255,6 +252,12 @@ class Run(Struct, kw_only=True):
     timeline: Timeline = Timeline()
     steady_state: SteadyState | None = None
     """None where there is none of a second or more."""
+    conversations: Conversations | None = None
+    """None where requests were no turns of one."""
+    turns: list[Summary] = []
+    """Of conversations, in the order of their turns: all first turns, all second ones."""
+    later_turns: Summary | None = None
+    """Of all turns after the first; None where there are none."""
     cold: list[ColdLoad] = []
     cold_error: str = ""
     """Why no more adapters than those were loaded after the run, where a load failed."""
@@ -270,6 +273,8 @@ class Run(Struct, kw_only=True):
     """Requests whose turn did not come within `max_seconds`."""
     probes: Probes | None = None
     """None where none were asked for."""
+    server_metrics: ServerMetrics | None = None
+    """None where nobody asked for them."""
 
     @property
     def failure(self) -> str | None:

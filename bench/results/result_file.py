@@ -1,10 +1,4 @@
-"""Runs as JSON: the keys of `vllm bench serve --save-result`, and ours beside them.
-
-The keys and their order are those of vllm/benchmarks/serve.py (`main_async` and `benchmark`), so scripts that read its
-files read ours. Ours come after them: `adapters`, `fairness`, `errors_by_kind`, `token_check`, `client`, `timeline`,
-`steady_state`, `cold`, `cold_error`, `churn`, `interrupted`, `unfinished`, `unsent`, `configuration`, and with
---save-detailed the lists of `DETAILED_OURS`, parallel to vLLM's `ttfts`.
-"""
+"""Files of runs as JSON, written and read back; `document` says what stands in them."""
 
 from __future__ import annotations
 
@@ -17,13 +11,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from loraplex.bench.errors import ResultInvalid
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.document import OURS, PROBE, RAMP_UP, document
 from loraplex.bench.results.result import (
     METRICS,
     QUEUE_METRICS,
     ChurnLoad,
     ClientCost,
     ColdLoad,
-    Configuration,
+    Conversations,
     Distribution,
     Fairness,
     Probes,
@@ -35,77 +31,13 @@ from loraplex.bench.results.result import (
     Timeline,
     TokenCheck,
 )
+from loraplex.bench.results.server_metrics import ServerMetrics
 
-DETAILED = ("input_lens", "output_lens", "start_times", "ttfts", "itls", "generated_texts", "errors")
-"""vLLM's lists with an entry for each request that are written with --save-detailed alone."""
-DETAILED_OURS = ("models", "error_kinds", "finish_reasons", "usage_tokens")
-RAMP_UP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 SETUP = ("date", "backend", "label", "model_id", "tokenizer_id", "num_prompts")
 TRAFFIC = ("request_rate", "burstiness", "max_concurrency")
-OURS = ("command", "url", "server", "machine", "dataset", "seed", "adapters", "adapter_mix", "goodput", "max_seconds")
-"""Fields of the configuration that vLLM's file has no place for."""
-PROBE = "probe_"
-"""vLLM's, before the fields of `Probes`."""
 STATISTIC = re.compile(rf"(mean|median|std|p(\d+(?:\.\d+)?))_({'|'.join((*METRICS, *QUEUE_METRICS))})_ms")
 
 Kind = TypeVar("Kind")
-
-
-def document(run: Run, *, detailed: bool = True) -> dict[str, Any]:
-    """The run as one JSON object, without the lists of `DETAILED` unless asked for."""
-    asked = run.configuration
-    found: dict[str, Any] = {
-        "date": asked.date,
-        "endpoint_type": asked.backend,
-        "backend": asked.backend,
-        "label": asked.label,
-        "model_id": asked.model_id,
-        "tokenizer_id": asked.tokenizer_id,
-        "num_prompts": asked.num_prompts,
-        **run.metadata,
-        "request_rate": _finite(asked.request_rate),
-        "burstiness": _finite(asked.burstiness),
-        "max_concurrency": asked.max_concurrency,
-    }
-    if asked.ramp_up_strategy is not None:
-        found |= {name: getattr(asked, name) for name in RAMP_UP}
-    throughput, peaks, latencies = _summary(run.totals)
-    found |= {"duration": run.duration, **throughput, **_lists(run.requests), **peaks, "rtfx": 0.0}
-    if run.probes is not None:
-        told = msgspec.to_builtins(run.probes)
-        found |= {f"{PROBE}{name}": told[name] for name in told if run.probes.completed or not name.endswith("_ms")}
-    if run.rate_changes:
-        found["rps_change_events"] = msgspec.to_builtins(run.rate_changes)
-    found |= latencies
-    found |= {
-        "adapters": {
-            name: {key: value for part in _summary(each) for key, value in part.items()}
-            | {"errors_by_kind": each.errors_by_kind}
-            for name, each in run.adapters.items()
-        },
-        "fairness": msgspec.to_builtins(run.fairness),
-        "errors_by_kind": run.totals.errors_by_kind,
-        "token_check": msgspec.to_builtins(run.tokens),
-        "client": msgspec.to_builtins(run.client)
-        | {"core_share": run.client.core_share, "chunks_per_second": run.client.chunks_per_second},
-        "timeline": msgspec.to_builtins(run.timeline),
-        "steady_state": msgspec.to_builtins(run.steady_state),
-        "cold": [msgspec.to_builtins(each) | {"switch_ms": each.switch_ms} for each in run.cold],
-        "cold_error": run.cold_error,
-        "churn": msgspec.to_builtins(run.churn),
-        "interrupted": run.interrupted,
-        "unfinished": run.unfinished,
-        "unsent": run.unsent,
-        "configuration": {name: getattr(asked, name) for name in OURS},
-        "models": [each.model for each in run.requests],
-        "error_kinds": [each.error_kind for each in run.requests],
-        "finish_reasons": [each.finish_reason for each in run.requests],
-        "usage_tokens": [each.usage_tokens for each in run.requests],
-    }
-    if not detailed:
-        for key in (*DETAILED, *DETAILED_OURS):
-            del found[key]
-    return found
 
 
 def write(run: Run, path: Path, *, detailed: bool = False, append: bool = False) -> None:
@@ -150,47 +82,6 @@ def _reason(error: Exception) -> str:
     return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _finite(value: float) -> float | str:
-    return value if math.isfinite(value) else "inf"
-
-
-def _summary(summary: Summary) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Counts and rates, peaks, and statistics, which vLLM's file has in three places."""
-    throughput = {
-        name: getattr(summary, name)
-        for name in (
-            "completed",
-            "failed",
-            "total_input_tokens",
-            "total_output_tokens",
-            "request_throughput",
-            "request_goodput",
-            "output_throughput",
-            "total_token_throughput",
-        )
-    }
-    peaks = {name: getattr(summary, name) for name in ("max_output_tokens_per_s", "max_concurrent_requests")}
-    latencies: dict[str, float] = {}
-    for metric, found in summary.latencies.items():
-        latencies |= {f"{name}_{metric}_ms": getattr(found, name) for name in ("mean", "median", "std")}
-        latencies |= {f"p{percentile}_{metric}_ms": value for percentile, value in found.percentiles.items()}
-    return throughput, peaks, latencies
-
-
-def _lists(requests: list[Request]) -> dict[str, Any]:
-    return {
-        "input_lens": [each.input_tokens for each in requests],
-        "output_lens": [each.output_tokens for each in requests],
-        "ttfts": [each.ttft for each in requests],
-        "itls": [each.itls for each in requests],
-        "latencies": [each.latency for each in requests],
-        "start_times": [each.start for each in requests],
-        "queue_times": [each.queue for each in requests],
-        "generated_texts": [each.text for each in requests],
-        "errors": [each.error for each in requests],
-    }
-
-
 def _run(found: dict[str, Any]) -> Run:
     ours = found.get("configuration", {})
     asked = {name: found[name] for name in (*SETUP, *TRAFFIC, *RAMP_UP) if name in found}
@@ -207,6 +98,9 @@ def _run(found: dict[str, Any]) -> Run:
         client=_convert(found.get("client", {}), ClientCost),
         timeline=_convert(found.get("timeline", {}), Timeline),
         steady_state=_convert(steady, SteadyState) if (steady := found.get("steady_state")) else None,
+        conversations=_convert(found, Conversations) if "conversations_completed" in found else None,
+        turns=[_read_summary(each) for each in found.get("per_turn_metrics", [])],
+        later_turns=_read_summary(later) if (later := found.get("later_turns")) else None,
         cold=_convert(found.get("cold", []), list[ColdLoad]),
         cold_error=found.get("cold_error", ""),
         churn=_convert(found.get("churn", []), list[ChurnLoad]),
@@ -216,6 +110,7 @@ def _run(found: dict[str, Any]) -> Run:
         unfinished=found.get("unfinished", 0),
         unsent=found.get("unsent", 0),
         probes=_read_probes(found),
+        server_metrics=_convert(seen, ServerMetrics) if (seen := found.get("server_metrics")) else None,
     )
 
 
@@ -268,10 +163,15 @@ def _read_requests(found: dict[str, Any]) -> list[Request]:
         column("error_kinds", None),
         column("finish_reasons", None),
         column("usage_tokens", None),
+        column("cached_tokens", None),
+        column("conversations", None),
+        column("turns", 1),
+        column("thinking", 0),
         strict=True,
     )
     requests = []
-    for model, start, queue, ttft, itls, latency, inputs, outputs, text, error, kind, finish, usage in rows:
+    for model, start, queue, ttft, itls, latency, inputs, outputs, text, error, kind, finish, usage, *ours in rows:
+        cached, conversation, turn, thinking = ours
         requests.append(
             Request(
                 model=model,
@@ -288,6 +188,10 @@ def _read_requests(found: dict[str, Any]) -> list[Request]:
                 error_kind=kind or ("error" if error else None),
                 finish_reason=finish,
                 usage_tokens=usage,
+                cached_tokens=cached,
+                conversation=conversation,
+                turn=turn,
+                thinking=thinking,
             )
         )
     return requests

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from loraplex.bench.results.result import Distribution, Fairness, Metric, Request, Series, Summary, Timeline, TokenCheck
+from loraplex.bench.results.result import (
+    Conversations,
+    Distribution,
+    Fairness,
+    Metric,
+    Request,
+    Series,
+    Summary,
+    Timeline,
+    TokenCheck,
+)
 
 INTERVALS = (0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0)
 """Widths of a timeline's intervals, in seconds: the first that gives at most `MOST_INTERVALS`."""
@@ -32,6 +42,7 @@ def summarize(
     inputs = sum(each.input_tokens for each in good)
     outputs = sum(each.output_tokens for each in good)
     within = sum(_within(each, limits[each.model]) for each in good)
+    cached = [each.cached_tokens for each in good if each.cached_tokens is not None]
     return Summary(
         completed=len(good),
         failed=len(requests) - len(good),
@@ -45,6 +56,32 @@ def summarize(
         max_concurrent_requests=_peak(good),
         latencies={metric: distribution(samples(metric, good), percentiles) for metric in metrics},
         errors_by_kind=dict(Counter(each.error_kind for each in requests if each.error_kind is not None)),
+        total_cached_tokens=sum(cached) if cached else None,
+    )
+
+
+def summarize_conversations(requests: Sequence[Request], planned: Sequence[int]) -> Conversations:
+    """`planned` has the turns of each conversation."""
+    talks: dict[int, list[Request]] = {}
+    for each in requests:
+        if each.conversation is not None:
+            talks.setdefault(each.conversation, []).append(each)
+    failed = given_up = 0
+    durations = []
+    for index, talk in talks.items():
+        last = max(talk, key=lambda each: each.turn)
+        if last.error_kind is not None:
+            failed += 1
+            given_up += planned[index] - last.turn
+        elif last.turn == planned[index]:
+            durations.append(last.start + last.latency - min(each.start for each in talk))
+    return Conversations(
+        num_conversations=len(planned),
+        conversations_completed=len(durations),
+        conversations_failed=failed,
+        turns_given_up=given_up,
+        avg_turns_completed=sum(each.error_kind is None for each in requests) / max(1, len(talks)),
+        avg_conversation_duration_ms=1000 * sum(durations) / max(1, len(durations)),
     )
 
 

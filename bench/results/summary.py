@@ -3,91 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
+from loraplex.bench.results.remarks import notes, warnings
 from loraplex.bench.results.result import METRICS, QUEUE_METRICS, Distribution, Metric, Run, Summary
 
 WIDTH = 50
-BUSY = 0.8
-"""Share of a core above which the client may be what is measured."""
-SEVERAL = 2.0
-"""Tokens a chunk from which ITL is too far from a time between tokens to be compared as one."""
-UNLIKE = 1.5
-"""Longest mean answer of an adapter by the shortest from which their tokens/s a request differ for that reason."""
+MOST_TURNS = 10
+"""Turns of a conversation that have a line of their own."""
 NAMES = {"client_queue_time": "Client Queue Time", "e2el_including_client_queue": "E2EL incl. Client Queue"}
 
 
 def text(run: Run) -> str:
     """Everything; ends with a line for each warning and each note."""
-    measured = [*_totals(run), *_probes(run), *_errors(run), *_adapters(run), *_churn(run), *_cold(run), *_client(run)]
-    parts = [*measured, "=" * WIDTH]
+    measured = [*_totals(run), *_probes(run), *_errors(run), *_conversations(run), *_adapters(run)]
+    parts = [*measured, *_churn(run), *_cold(run), *_server(run), *_client(run), "=" * WIDTH]
     told = [*(f"warning: {each}" for each in warnings(run)), *(f"note: {each}" for each in notes(run))]
     return "\n".join([*parts, *told])
-
-
-def warnings(run: Run) -> list[str]:
-    """What makes the figures doubtful."""
-    found = []
-    share, tokens = run.client.core_share, run.tokens
-    done, failed = run.totals.completed, run.totals.failed
-    if run.interrupted:
-        ended = done + failed
-        found.append(f"interrupted: only the {ended} of {ended + run.unfinished} requests that had ended by then count")
-    if done and failed:
-        found.append(f"{failed} of {done + failed} requests failed: latencies are of the others")
-    if share > BUSY:
-        found.append(
-            f"the client took {share:.0%} of a core: the latencies may be its own; lower the load, or run two clients"
-        )
-    if broken := [each for each in run.churn if each.error]:
-        found.append(f"{len(broken)} of {len(run.churn)} loads during the run failed: {broken[0].error}")
-    if run.cold_error:
-        found.append(f"adapters of --cold were not all measured: {run.cold_error}")
-    if tokens.without_usage:
-        found.append(f"{tokens.without_usage} of {done} answers came without usage: their tokens were counted here")
-    if tokens.more_chunks:
-        found.append(
-            f"{tokens.more_chunks} of {done} answers had more chunks with text than usage has tokens: "
-            "one of the two is wrong"
-        )
-    if tokens.fewer_chunks and tokens.usage_tokens >= SEVERAL * tokens.chunks:
-        found.append(
-            f"the server sends several tokens in one chunk ({tokens.usage_tokens} tokens in {tokens.chunks} chunks): "
-            "ITL is the time between chunks and the peak throughput counts them, so compare TPOT, which goes by tokens"
-        )
-    return found
-
-
-def notes(run: Run) -> list[str]:
-    """What a reader of the figures should know, though nothing is wrong with them."""
-    found = []
-    tokens = run.tokens
-    if tokens.fewer_chunks and tokens.usage_tokens < SEVERAL * tokens.chunks:
-        found.append(
-            f"{tokens.fewer_chunks} of {run.totals.completed} answers came in fewer chunks with text than they have "
-            f"tokens ({tokens.chunks} chunks, {tokens.usage_tokens} tokens). That is no error: a token may have no "
-            "text of its own, such as an end token that ignore_eos passes over, and a server may send two at once. "
-            "ITL is the time between chunks and the peak throughput counts them; TPOT, E2EL and tokens/s go by tokens"
-        )
-    lengths = {
-        name: each.total_output_tokens / each.completed
-        for name, each in run.adapters.items()
-        if each.total_output_tokens
-    }
-    if len(lengths) > 1 and max(lengths.values()) >= UNLIKE * min(lengths.values()):
-        longest, shortest = max(lengths, key=lambda name: lengths[name]), min(lengths, key=lambda name: lengths[name])
-        found.append(
-            f"answers of {longest} have {lengths[longest]:.1f} tokens on average, those of {shortest} "
-            f"{lengths[shortest]:.1f}: the first token is a larger part of a short answer, so the index of tokens/s "
-            "per request is lower without anyone being served worse; --ignore-eos makes them as long as asked for"
-        )
-    if run.configuration.max_seconds is not None and not run.unsent and not run.unfinished:
-        found.append(
-            f"all requests were sent within --max-seconds {run.configuration.max_seconds:g}, which cut nothing short: "
-            "raise --num-prompts for a run as long as that"
-        )
-    return found
 
 
 def _line(name: str, value: float | int | str) -> str:
@@ -111,6 +44,7 @@ def _totals(run: Run) -> list[str]:
     lines += [
         _line("Benchmark duration (s):", run.duration),
         _line("Total input tokens:", totals.total_input_tokens),
+        *_cached(totals),
         _line("Total generated tokens:", totals.total_output_tokens),
         _line("Request throughput (req/s):", totals.request_throughput),
     ]
@@ -126,6 +60,19 @@ def _totals(run: Run) -> list[str]:
     for metric, found in totals.latencies.items():
         lines += _metric((METRICS | QUEUE_METRICS)[metric], NAMES.get(metric, metric.upper()), found)
     return lines
+
+
+def _cached(totals: Summary) -> list[str]:
+    share = cached_share(totals)
+    told = "" if share is None else f"{totals.total_cached_tokens} ({share:.0%})"
+    return [_line("Of them from the prefix cache:", told)] if told else []
+
+
+def cached_share(found: Summary) -> float | None:
+    """The part of the input tokens that the server had in its prefix cache; None where it does not say."""
+    if found.total_cached_tokens is None or not found.total_input_tokens:
+        return None
+    return found.total_cached_tokens / found.total_input_tokens
 
 
 def _steady(run: Run) -> list[str]:
@@ -158,17 +105,29 @@ def _errors(run: Run) -> list[str]:
     return lines
 
 
+def _conversations(run: Run) -> list[str]:
+    found = run.conversations
+    if found is None:
+        return []
+    lines = [
+        f"{'Conversations':-^{WIDTH}}",
+        _line("Completed:", found.conversations_completed),
+        _line("Failed:", found.conversations_failed),
+        _line("Turns not sent after a failure:", found.turns_given_up),
+        _line("Mean turns answered:", found.avg_turns_completed),
+        _line("Mean duration (ms):", found.avg_conversation_duration_ms),
+    ]
+    named = {f"turn {number}": each for number, each in enumerate(run.turns[:MOST_TURNS], 1)}
+    if run.later_turns is not None and len(run.turns) > 2:
+        named |= {f"turns 2 to {len(run.turns)}": run.later_turns}
+    return [*lines, f"{'By turn (latencies: mean)':-^{WIDTH}}", *columns(_table(run, named, turns=True))]
+
+
 def _adapters(run: Run) -> list[str]:
     if len(run.adapters) < 2:
         return []
-    shown = [metric for metric in METRICS if metric in run.totals.latencies]
-    tail = "99" in run.totals.latencies["ttft"].percentiles if "ttft" in shown else False
-    goodput = run.totals.request_goodput is not None
-    titles = [*(f"{name.upper()} ms" for name in shown), *["TTFT p99"] * tail, *["in time"] * goodput]
-    rows = [["", "done", "failed", "tok/s", *titles]]
-    rows += [[name, *_row(found, shown, run.duration, tail=tail)] for name, found in run.adapters.items()]
+    lines = [f"{'By adapter (latencies: mean)':-^{WIDTH}}", *columns(_table(run, run.adapters))]
     fair = run.fairness
-    lines = [f"{'By adapter (latencies: mean)':-^{WIDTH}}", *columns(rows)]
     if fair.jain_stream_rate is not None:
         lines.append(f"{'Fairness between adapters (1 is even)':-^{WIDTH}}")
         lines.append(_line("Jain index of tokens/s per request:", f"{fair.jain_stream_rate:.4f}"))
@@ -179,13 +138,31 @@ def _adapters(run: Run) -> list[str]:
     return lines
 
 
-def _row(found: Summary, shown: Sequence[Metric], duration: float, *, tail: bool) -> list[str]:
-    """The figures of an adapter."""
+def _table(run: Run, named: Mapping[str, Summary], *, turns: bool = False) -> list[list[str]]:
+    """A row for each; of turns with the mean length of their prompts, and how much of it was cached."""
+    shown = [metric for metric in METRICS if metric in run.totals.latencies]
+    tail = "99" in run.totals.latencies["ttft"].percentiles if "ttft" in shown else False
+    goodput = run.totals.request_goodput is not None
+    lengths = ["input", "cached"] if turns else ["tok/s"]
+    titles = [*(f"{name.upper()} ms" for name in shown), *["TTFT p99"] * tail, *["in time"] * goodput]
+    rows = [["", "done", "failed", *lengths, *titles]]
+    for name, found in named.items():
+        if turns:
+            share = cached_share(found)
+            length = f"{found.total_input_tokens / found.completed:.0f}" if found.completed else ""
+            lengths = [length, "" if share is None else f"{share:.0%}"]
+        else:
+            lengths = [f"{found.output_throughput:.1f}"]
+        counts = [str(found.completed), str(found.failed)]
+        rows.append([name, *counts, *lengths, *_latencies(found, shown, run.duration, tail=tail)])
+    return rows
+
+
+def _latencies(found: Summary, shown: Sequence[Metric], duration: float, *, tail: bool) -> list[str]:
     times = [found.latencies[metric].mean for metric in shown]
     if tail:
         times.append(found.latencies["ttft"].percentiles["99"])
-    row = [str(found.completed), str(found.failed), f"{found.output_throughput:.1f}"]
-    row += [f"{time:.2f}" if found.completed else "" for time in times]
+    row = [f"{time:.2f}" if found.completed else "" for time in times]
     if found.request_goodput is not None:
         share = in_time(found, duration)
         row.append("" if share is None else f"{share:.0%}")
@@ -242,6 +219,11 @@ def _cold(run: Run) -> list[str]:
         )
         rows.append([name, *(f"{median(each):.2f}" for each in values)])
     return [f"{'Cold adapters (medians)':-^{WIDTH}}", *columns(rows)]
+
+
+def _server(run: Run) -> list[str]:
+    figures = {} if run.server_metrics is None else run.server_metrics.figures()
+    return [f"{'Server':-^{WIDTH}}", *(_line(*each) for each in figures.items())] if figures else []
 
 
 def _client(run: Run) -> list[str]:

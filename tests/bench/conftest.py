@@ -19,6 +19,11 @@ def saving(folder: Path) -> tuple[str | Path, ...]:
     return ("--save-result", "--result-dir", folder, "--result-filename", "run.json")
 
 
+def custom(scripted: Scripted, questions: Path, *, prompts: int = 12, tokens: int = 4) -> list[str | Path]:
+    flags: list[str | Path] = ["--base-url", scripted.url, "--dataset-name", "custom", "--dataset-path", questions]
+    return ["bench", "serve", *flags, "--num-prompts", str(prompts), "--custom-output-len", str(tokens)]
+
+
 @pytest.fixture
 def scripted() -> Iterator[Scripted]:
     with scripted_server() as server:

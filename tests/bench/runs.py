@@ -8,7 +8,8 @@ from typing import Any
 from loraplex.bench.load.benchmark import reckon
 from loraplex.bench.load.driver import Measured
 from loraplex.bench.load.options import Report
-from loraplex.bench.results.result import ClientCost, Configuration, Request, Run
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import ClientCost, Request, Run
 
 
 def make_run(

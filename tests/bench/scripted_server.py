@@ -21,6 +21,8 @@ from starlette.routing import Route
 MODELS = ("steady", "other", "pairs", "wordy", "no-usage", "refuses", "fails", "cut", "stops", "tells", "babbles")
 PROMPT_TOKENS = 7
 EVENTS = "text/event-stream"
+LOOKS = 3
+"""At /metrics, after which the model `awaits-looks` answers."""
 PROBES = 3
 """Probes after which the model `awaits-probes` answers."""
 DAWDLING_SECONDS = 2.1
@@ -46,6 +48,10 @@ class Scripted:
     """Of the management API, after which the model `awaits-calls` answers."""
     answers: int | None = None
     """After so many it takes no other connection, and fails what comes over those that it has."""
+    exposition: Callable[[], str] | None = None
+    """Makes what /metrics answers; there is none without it."""
+    looks: int = 0
+    """At /metrics."""
     close: Callable[[], None] = lambda: None
     """Takes no other connection."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,6 +86,13 @@ def application(scripted: Scripted) -> Starlette:
                 await until(lambda: len(scripted.management) >= scripted.calls)
             case "awaits-probes":
                 await until(lambda: sum(each.get("prompt") == "Hi" for each in scripted.bodies) >= PROBES)
+            case "awaits-looks":
+                await until(lambda: scripted.looks >= LOOKS)
+            case "tires" if talked(body):
+                return PlainTextResponse("no more", 500)
+            case "stalls" if talked(body):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
             case "dawdles":
                 await asyncio.sleep(DAWDLING_SECONDS)
             case "hangs":
@@ -92,6 +105,13 @@ def application(scripted: Scripted) -> Starlette:
 
     async def version(_: Request) -> Response:
         return JSONResponse({"version": "1.2.3", "lane": "scripted", "packages": {"a": "1"}})
+
+    async def metrics(request: Request) -> Response:
+        scripted.looks += 1
+        if scripted.exposition is None:
+            return PlainTextResponse("no such page", 404)
+        scripted.headers.append(dict(request.headers))
+        return PlainTextResponse(scripted.exposition())
 
     async def manage(request: Request) -> Response:
         call = (request.method, request.url.path, await request.body(), request.headers.get("authorization", ""))
@@ -109,11 +129,17 @@ def application(scripted: Scripted) -> Starlette:
             Route("/v1/chat/completions", answer, methods=["POST"]),
             Route("/v1/models", models),
             Route("/version", version),
+            Route("/metrics", metrics),
             Route("/v1/adapters/{name}", manage, methods=["PUT", "DELETE"]),
             Route("/v1/load_lora_adapter", manage, methods=["POST"]),
             Route("/v1/unload_lora_adapter", manage, methods=["POST"]),
         ]
     )
+
+
+def talked(body: dict[str, Any]) -> bool:
+    """Whether it is a later turn of a conversation."""
+    return any(each["role"] == "assistant" for each in body["messages"])
 
 
 async def until(met: Callable[[], bool]) -> None:
@@ -143,6 +169,8 @@ async def _events(body: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
                     break
                 case "babbles":
                     yield b"data: {not JSON\n\n"
+        if model == "thinks" and not index:
+            yield event({"choices": [{"index": 0, "finish_reason": None, "delta": {"reasoning_content": "Hm."}}]})
         yield event({"choices": [piece(f" {index}", chat)]})
         await asyncio.sleep(0)
     if model == "stops":
@@ -151,6 +179,8 @@ async def _events(body: dict[str, Any], chat: bool) -> AsyncIterator[bytes]:
     if model != "no-usage":
         tokens = {"pairs": 2 * count, "wordy": count // 2}.get(model, count)
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": tokens, "total_tokens": PROMPT_TOKENS + tokens}
+        if model == "remembers":
+            usage["prompt_tokens_details"] = {"cached_tokens": PROMPT_TOKENS - 2 if talked(body) else 0}
         yield event({"choices": [], "usage": usage})
     yield b"data: [DONE]\n\n"
 

@@ -64,7 +64,7 @@ def test_the_http_layer_is_measured_beside_the_engine(cli: Cli, tmp_path: Path) 
     ended = cli("bench", "engine", DEMO, *SHORT, *flags)
     assert (ended.status, ended.err) == (0, "")
     assert "tokens/s over HTTP of the engine's (range)" in ended.out
-    assert [tuple(row[:3]) for row in rows(ended.out) if "**" in row[3]] == [
+    assert [tuple(row[:3]) for row in rows(ended.out) if " - " in row[3]] == [
         ("batched", "3", "base"),
         ("batched", "3", "3"),
     ]
@@ -80,8 +80,14 @@ def test_shares_are_those_of_neighbours_in_a_round() -> None:
             run = make_run(f"batched, {spread}", speed=speed, max_concurrency=4)
             run.metadata = {"lane": "batched", "over": "engine", "spread": spread}
             runs.append(run)
-    shares = [row for row in rows(tables(runs)) if "**" in row[4]]
+    told = tables(runs)
+    shares = [row for row in rows(told) if "**" in row[4]]
     assert shares == [["batched", "engine", "4", "2", "**0.90** (0.80 - 0.95)", "**0.90** (0.80 - 0.95)"]]
+    assert "noise" not in told
+    for rounds, what in ((1, "1 round"), (2, "2 rounds")):
+        told = tables(runs[: 2 * rounds])
+        assert told.endswith(f"\n\nRatios of {what} may be noise: take --rounds 3 or more.")
+        assert "**" not in told
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from loraplex.bench.errors import OptionsInvalid
 from loraplex.bench.load.mix import named
 from loraplex.bench.load.objectives import check_asked, limits
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import saving
+from tests.bench.conftest import custom, saving
 from tests.bench.scripted_server import Scripted
-from tests.bench.test_serve import custom
 from tests.cli import Cli
 
 NEVER, ALWAYS = "0", "1e9"

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import saving
+from tests.bench.conftest import custom, saving
 from tests.bench.scripted_server import PROBES, Scripted
-from tests.bench.test_serve import custom
 from tests.cli import Cli
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from loraplex.bench.errors import ResultInvalid
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.document import document
 from loraplex.bench.results.result import (
     ChurnLoad,
     ClientCost,
     ColdLoad,
-    Configuration,
     Fairness,
     RateChange,
     Request,
@@ -20,7 +21,7 @@ from loraplex.bench.results.result import (
     SteadyState,
     TokenCheck,
 )
-from loraplex.bench.results.result_file import document, read, write
+from loraplex.bench.results.result_file import read, write
 from loraplex.bench.results.statistics import summarize, timeline
 
 # What `vllm bench serve --save-result --percentile-metrics ttft,tpot,itl,e2el --max-concurrency 8` writes: `main_async`
@@ -50,7 +51,9 @@ DETAILED = ["input_lens", "output_lens", "ttfts", "itls", "start_times", "genera
 RAMP_UP = ["ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps", "rps_change_events"]
 OURS = {"adapters", "fairness", "errors_by_kind", "token_check", "client", "timeline", "cold"}
 OURS |= {"steady_state", "cold_error", "churn", "interrupted", "unfinished", "unsent", "configuration"}
+OURS |= {"total_cached_tokens"}
 OURS_DETAILED = {"models", "error_kinds", "finish_reasons", "usage_tokens"}
+OURS_DETAILED |= {"cached_tokens", "conversations", "turns", "thinking"}
 
 REQUESTS = [
     Request(model="a", start=0.0, ttft=0.1, itls=[0.2, 0.3], latency=0.6, input_tokens=5, output_tokens=3, text="x"),
@@ -91,6 +94,26 @@ def made(**changes: object) -> Run:
     for name, value in changes.items():
         setattr(run, name, value)
     return run
+
+
+def test_a_file_of_vllms_client_for_conversations_is_read(tmp_path: Path) -> None:
+    # What `vllm-bench --multi-turn --save-result` writes: `build_multi_turn_result_json` in rust/src/bench.
+    figures: dict[str, object] = {
+        **dict.fromkeys(STATISTICS, 1.0),
+        **{"completed": 4, "failed": 0, "total_input_tokens": 40, "total_output_tokens": 20},
+        **{"request_throughput": 2.0, "output_throughput": 10.0, "total_token_throughput": 30.0},
+    }
+    document = figures | {
+        **{"date": "20261121-120000", "mode": "multi_turn", "backend": "openai-chat", "model_id": "m", "duration": 2.0},
+        **{"num_conversations": 2, "conversations_completed": 2, "conversations_failed": 0},
+        **{"avg_turns_completed": 2.0, "avg_conversation_duration_ms": 5.0},
+        "per_turn_metrics": [{"turn_index": index, "num_samples": 2} | figures for index in range(2)],
+    }
+    (tmp_path / "theirs.json").write_text(json.dumps(document))
+    (run,) = read(tmp_path / "theirs.json")
+    assert run.conversations is not None
+    assert (run.conversations.conversations_completed, run.conversations.turns_given_up) == (2, 0)
+    assert [each.latencies["ttft"].median for each in run.turns] == [1.0, 1.0]
 
 
 def test_a_file_has_vllms_keys_and_ours() -> None:

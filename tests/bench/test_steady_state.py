@@ -6,18 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loraplex.bench.load.benchmark import reckon
 from loraplex.bench.load.driver import Measured
 from loraplex.bench.load.options import Report
-from loraplex.bench.results.result import ClientCost, Configuration, Request, SteadyState
+from loraplex.bench.results.configuration import Configuration
+from loraplex.bench.results.result import ClientCost, Request, SteadyState
 from loraplex.bench.results.result_file import read, write
 from loraplex.bench.results.steady_state import steady_state
 from loraplex.bench.results.summary import text
-from tests.bench.conftest import saving
+from tests.bench.conftest import custom, saving
 from tests.bench.scripted_server import DAWDLING_SECONDS, Scripted
-from tests.bench.test_serve import custom
 from tests.bench.test_statistics import request
 from tests.cli import Cli
 
@@ -58,6 +59,19 @@ def test_a_chunk_counts_as_its_tokens() -> None:
     assert steady_state(pairs, two_places()) == SteadyState(0.0, 1.0, 5.0, 1.0)
     silent = [request(start=0.0, ttft=1.0, text="", output_tokens=3) for _ in range(2)]
     assert steady_state(silent, two_places()) == SteadyState(0.0, 1.0, 6.0, 2.0)
+
+
+def test_a_conversation_has_its_place_while_its_user_thinks() -> None:
+    requests = [
+        request(start=0.0, ttft=0.5, conversation=0, turn=1),
+        request(start=1.5, ttft=0.5, conversation=0, turn=2),  # after a pause of a second
+        request(start=2.25, queue=2.25, ttft=0.75, conversation=1),
+    ]
+    asked = Configuration(multi_turn=True, multi_turn_concurrency=1, max_concurrency=8)
+    assert steady_state(requests, asked) == SteadyState(0.0, 3.0, 1.0, 1.0)
+    # As requests by themselves there is no second without a break.
+    alone = [msgspec.structs.replace(each, conversation=None) for each in requests[:2]]
+    assert steady_state(alone, Configuration(max_concurrency=1)) is None
 
 
 def test_of_several_times_it_is_the_longest() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loraplex.bench.results.remarks import notes, warnings
 from loraplex.bench.results.report import write_report
 from loraplex.bench.results.result import Run, TokenCheck
-from loraplex.bench.results.summary import notes, text, warnings
+from loraplex.bench.results.summary import text
+from tests.bench.conftest import custom
 from tests.bench.runs import make_run
 from tests.bench.scripted_server import Scripted
-from tests.bench.test_serve import custom
 
 
 def with_tokens(run: Run, chunks: int) -> Run:

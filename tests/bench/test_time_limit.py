@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 from loraplex.bench.results.result_file import read
-from tests.bench.conftest import DEMO, saving
+from tests.bench.conftest import DEMO, custom, saving
 from tests.bench.scripted_server import DAWDLING_SECONDS, Scripted
-from tests.bench.test_serve import custom
 from tests.cli import Cli
 
 
