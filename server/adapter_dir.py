@@ -158,16 +158,27 @@ class AdapterDir:
             return  # next time
         except StorageFailed as error:
             self._put_off(name, error.message)
+            self._refuse(name, f"{error.message}; it is tried again every {RETRY:.0f} s")
             return
         except OSError as error:
             self._put_off(name, f"adapter {name} cannot be loaded: {error}")
+            self._refuse(name, f"it cannot be read: {error.strerror}; it is tried again every {RETRY:.0f} s")
             return
+        except InvalidRequest as error:  # no adapter can have this name
+            logger.error("adapter refused: %s", error.message)
         except LoraplexError as error:
             logger.error("adapter refused: %s", error.message)
+            self._refuse(name, error.message)
             if isinstance(error, EngineFailed) and self._suspects.get(name) != look:
                 self._suspects[name] = look
                 return  # once more
         self._done[name] = look
+
+    def _refuse(self, name: str, reason: str) -> None:
+        """Let those who ask for it learn why it is not there."""
+        folder = self._folder / name
+        if refused := self._registry.refuse(name, folder, source=str(folder), reason=reason):
+            self._ours[name] = refused
 
     def _put_off(self, name: str, problem: str) -> None:
         logger.error("%s; trying again every %.0f s", problem, RETRY)

@@ -17,10 +17,15 @@ step answers late."""
 class Departures:
     """Used from one event loop."""
 
-    def __init__(self, store: Store, unload: Callable[[str], Awaitable[None]]) -> None:
-        """`unload` tells the engine of an adapter, and is done when the engine does not read its folder any more."""
+    def __init__(
+        self, store: Store, unload: Callable[[str], Awaitable[None]], on_departure: Callable[[str], None]
+    ) -> None:
+        """`unload` tells the engine of an adapter, and is done when the engine does not read its folder any more.
+        `on_departure` gets the name of one that no request uses any more.
+        """
         self._store = store
         self._unload = unload
+        self._on_departure = on_departure
         self._draining: list[Adapter] = []
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -39,6 +44,7 @@ class Departures:
         if adapter.users == 0 and adapter in self._draining:
             self._draining.remove(adapter)
             self.discard(adapter.model.adapter if adapter.model else None, adapter.folder)
+            self._on_departure(adapter.name)
 
     def discard(self, engine_name: str | None, folder: Path) -> None:
         """Unload what the engine calls `engine_name`, None where it has not heard of it, and delete its copy."""

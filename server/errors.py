@@ -40,7 +40,7 @@ class InvalidRequest(LoraplexError):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt, or the prompt and `max_tokens`, are longer than the context; both numbers are named."""
+    """The prompt, or it and `max_tokens`, are longer than the context, or it than the KV cache; both are named."""
 
     code = "context_length_exceeded"
 

@@ -156,8 +156,14 @@ def _late(state: str) -> DeadlineExceeded:
     return DeadlineExceeded(f"The request's time was over while it {state}", permanent=True)
 
 
-def token_budget(prompt: int, wanted: int | None, default: int, context: int, param: str) -> int:
-    """How many tokens may be generated after a prompt of `prompt` tokens. Raises ContextLengthExceeded."""
+def token_budget(
+    prompt: int, wanted: int | None, default: int, *, context: int, kv_tokens: int | None, param: str
+) -> int:
+    """How many tokens may be generated after a prompt of `prompt` tokens. Raises ContextLengthExceeded.
+
+    What the client did not ask for is cut to what there is room for, in the context and in the KV cache; what it asked
+    for is refused where there is none, here or by the lane that holds the cache (None: that is not known).
+    """
     if prompt >= context:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context} tokens, but the prompt has {prompt} tokens. "
@@ -165,7 +171,15 @@ def token_budget(prompt: int, wanted: int | None, default: int, context: int, pa
             param=param,
         )
     if wanted is None:
-        return min(default, context - prompt)
+        if kv_tokens is None:
+            return min(default, context - prompt)
+        if prompt >= kv_tokens:
+            raise ContextLengthExceeded(
+                f"The KV cache has memory for {kv_tokens} tokens, but the prompt has {prompt} tokens. "
+                "Shorten the prompt",
+                param=param,
+            )
+        return min(default, context - prompt, kv_tokens - prompt)
     if prompt + wanted > context:
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context} tokens, but {prompt + wanted} were requested: {prompt} "

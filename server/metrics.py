@@ -51,6 +51,11 @@ class Metrics:
         """Expose what another collector tells at each scrape."""
         self._registry.register(collector)
 
+    def forget(self, adapter: str) -> None:
+        """Drop the series of an adapter that is gone."""
+        for labelled in self._labelled:
+            labelled.remove_by_labels({"adapter": adapter})
+
     def forget_others(self, adapters: Iterable[str], classes: Iterable[str]) -> None:
         """Drop the series of every adapter and every class of key but these."""
         # Every sequence has a sample in each of these two.

@@ -31,6 +31,10 @@ class Model(Struct, frozen=True):
     manifest: AdapterManifest | None = None
     options: Options = Options()
 
+    def max_tokens(self, otherwise: int) -> int:
+        """Longest answer, in tokens, where a request does not say."""
+        return next((found.max_tokens for found in self.sampling if found.max_tokens is not None), otherwise)
+
 
 @dataclass
 class Adapter:

@@ -74,6 +74,8 @@ class LimitedRequest(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        # uvicorn leaves it to the clock where a client reset the connection, and all of the connection with it.
+        self._unset_keepalive_if_required()
         for cycle in self._cycles:  # uvicorn tells the last alone, and the one that is being answered would go on
             cycle.disconnected = not cycle.response_complete
             cycle.message_event.set()

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,13 +34,15 @@ logger = logging.getLogger("loraplex.registry")
 class Registry:
     """Models by name. A refused adapter keeps its reason, so that a client that asks for it learns why."""
 
-    def __init__(self, bundle: Bundle, text: Text, store: Store) -> None:
+    def __init__(self, bundle: Bundle, text: Text, store: Store, on_gone: Callable[[str], None]) -> None:
+        """`on_gone` gets each name that no adapter and no request has any more."""
         base = bundle.manifest.base
         self._bundle = bundle
         self._text = text
         self._store = store
         self._conversions = Conversions(store, bundle.folder)
         self._numbers = itertools.count(2)
+        self._on_gone = on_gone
         self._engine: EngineClient | None = None
         self.base = Model(
             base.name, None, text.template, (base.sampling,), int(time.time()), base.name, base.description
@@ -49,7 +51,7 @@ class Registry:
         self._loading: dict[str, Adapter] = {}
         self._changing = asyncio.Lock()
         """Held while options change: two changes at once could both take an alias."""
-        self.departures = Departures(store, self._unload)
+        self.departures = Departures(store, self._unload, self._check_gone)
         self._options: dict[str, Options] = {}
 
     def __iter__(self) -> Iterator[Model]:
@@ -79,6 +81,11 @@ class Registry:
 
     def has(self, name: str) -> bool:
         return name == self.base.name or self.plain(name) in self._adapters
+
+    def serves(self, name: str) -> bool:
+        """Whether this model can be asked for now."""
+        adapter = self._adapters.get(self.plain(name))
+        return name == self.base.name or (adapter is not None and adapter.model is not None)
 
     def is_loaded(self, name: str) -> bool:
         """Whether an adapter has this name, or is on its way to it, whatever drains."""
@@ -179,6 +186,18 @@ class Registry:
         self._renew(adapter)
         logger.info("adapter %s loaded from %s", name, source)
         await self.departures.settle()
+        return adapter
+
+    def refuse(self, name: str, folder: Path, *, source: str, reason: str) -> Adapter | None:
+        """Tell whoever asks for this name why it could not be loaded, where nothing else has the name.
+
+        None where something has: what is wrong with the new one changes nothing for the old. The next load takes its
+        place.
+        """
+        if self.serves(name):
+            return None
+        adapter = self._adapters[name] = Adapter(name, folder, source, "failed", reason)
+        self._recall(name)
         return adapter
 
     async def unload(self, name: str) -> Adapter:
@@ -292,3 +311,8 @@ class Registry:
     def _unload(self, engine_name: str) -> Awaitable[None]:
         assert self._engine is not None
         return self._engine.unload_adapter(engine_name)
+
+    def _check_gone(self, name: str) -> None:
+        """Called when no request uses a load of this name any more."""
+        if not self.adapters(name):
+            self._on_gone(name)

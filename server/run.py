@@ -97,8 +97,6 @@ async def run(
 
     Raises CannotListen, and what `open_serving` does, before anything is answered.
     """
-    if settings.dev and not settings.on_loopback:
-        raise CannotListen(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there")
     _check_certificate(settings)
     _let_sigterm_cancel()
     # Bound before the model is loaded, so that a taken port is said at once.
@@ -163,8 +161,6 @@ def _check_certificate(settings: Settings) -> None:
     """Raises CannotListen where the files of --ssl-certfile and --ssl-keyfile cannot be used."""
     certificate, key = settings.ssl_certfile, settings.ssl_keyfile
     if certificate is None:
-        if key is not None:
-            raise CannotListen("--ssl-keyfile needs --ssl-certfile")
         return
     try:
         # With a password, or OpenSSL would ask for one at the terminal.

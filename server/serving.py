@@ -93,7 +93,7 @@ async def open_serving(
         cleanup.push_async_callback(text.close)
         store = Store(state, settings.max_adapter_bytes)
         cleanup.callback(store.close)
-        registry = Registry(bundle, text, store)
+        registry = Registry(bundle, text, store, metrics.forget)
         cleanup.push_async_callback(registry.departures.settle)
         engine = await cleanup.enter_async_context(
             EngineClient(

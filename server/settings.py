@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
@@ -23,6 +25,9 @@ PREFIX = "LORAPLEX_"
 
 RESERVED_FILES = 128
 """Open files that are no connections of clients: logs, pipes, uploads, a connection that is being refused."""
+
+ENDPOINT = "http://localhost:4318"
+"""Where an OpenTelemetry collector listens unless told otherwise."""
 
 MOST_THREADS = 1024
 """More than any machine has cores. Each takes memory, and with too many onnxruntime crashes."""
@@ -42,6 +47,43 @@ def _check_text(_type: object, text: str) -> None:
         raise ValueError("It is not UTF-8.") from None
 
 
+def _check_endpoint(_type: object, text: str | None) -> None:
+    """Raises ValueError where nothing could be sent to this base URL: an exporter would say so with every batch."""
+    if not text:
+        return
+    if not text.startswith(("http://", "https://")):
+        raise ValueError(f"It is no http:// or https:// URL: give one such as {ENDPOINT}.")
+    try:
+        # urlsplit passes over line breaks and the like.
+        if not text.isprintable() or " " in text:
+            raise ValueError("there is white space in it")
+        url = urlsplit(text)
+        if not url.hostname:
+            raise ValueError("it has no host")
+        if url.port == 0:
+            raise ValueError("no collector has port 0")
+        if url.query or url.fragment:
+            raise ValueError("/v1/traces is put behind it, so nothing may follow its path")
+    except ValueError as error:
+        raise ValueError(f"It cannot be used ({error}): give a URL such as {ENDPOINT}.") from None
+
+
+def _check_together(_type: object, settings: Settings | None) -> None:
+    """Raises ValueError for settings that are each right and cannot be together."""
+    if settings is None:
+        return
+    if settings.dev and not settings.on_loopback:
+        raise ValueError(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there.")
+    if settings.ssl_keyfile and not settings.ssl_certfile:
+        raise ValueError("--ssl-keyfile needs --ssl-certfile.")
+    if settings.engine == "batched" and settings.device == "cuda":
+        raise ValueError("--engine batched runs on the CPU: add --device cpu, or leave the engine to auto.")
+    if settings.state_dir and settings.adapter_dir:
+        state, watched = (Path(os.path.realpath(folder)) for folder in (settings.state_dir, settings.adapter_dir))
+        if watched.is_relative_to(state):  # where a start deletes what is not its own
+            raise ValueError(f"--adapter-dir {watched} lies in --state-dir {state}: give each a folder of its own.")
+
+
 def _to_path(_type: object, tokens: Sequence[Token]) -> Path:
     (token,) = tokens
     _check_text(_type, token.value)
@@ -51,7 +93,7 @@ def _to_path(_type: object, tokens: Sequence[Token]) -> Path:
 NonEmptyPath = Annotated[Path, Parameter(converter=_to_path)]
 
 
-@Parameter(name="*")
+@Parameter(name="*", validator=_check_together)
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Settings of one server; immutable once it runs."""
@@ -155,7 +197,7 @@ class Settings:
     ssl_keyfile: NonEmptyPath | None = None
     "PEM file of the certificate's key, where it is not in the same file."
 
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str | None, Parameter(validator=_check_endpoint)] = None
     "Where traces go: the base URL of an OpenTelemetry collector, such as http://localhost:4318. Needs loraplex[otel]."
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"

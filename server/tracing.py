@@ -26,7 +26,7 @@ class Tracing:
     """Exports spans from a thread of its own, to `endpoint`/v1/traces."""
 
     def __init__(self, endpoint: str) -> None:
-        """Raises TracingUnavailable."""
+        """`endpoint` is a base URL. Raises TracingUnavailable."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import Resource
@@ -36,8 +36,6 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise TracingUnavailable("--otlp-endpoint needs the extra: pip install loraplex[otel]") from None
-        if not endpoint.startswith(("http://", "https://")):
-            raise TracingUnavailable(f"--otlp-endpoint {endpoint} is no http:// or https:// URL")
         self._provider = TracerProvider(resource=Resource.create({"service.name": "loraplex"}))
         exporter = OTLPSpanExporter(endpoint=endpoint.rstrip("/") + "/v1/traces", timeout=SEND_SECONDS)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

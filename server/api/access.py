@@ -27,7 +27,7 @@ def key_of(request: Request) -> Key | None:
 
 
 async def find_model(server: Serving, key: Key | None, given: str | None) -> str:
-    """The name of the model that a request is for, which is loaded if it is not there yet and --adapter-dir has it.
+    """The name of the model that a request is for, which is loaded if it is not ready yet and --adapter-dir has it.
 
     Raises InvalidRequest where none was given and the server has no default, and ModelNotFound where the key does not
     open it, in the same words whether there is such a model or not.
@@ -37,7 +37,7 @@ async def find_model(server: Serving, key: Key | None, given: str | None) -> str
         raise InvalidRequest("Missing required parameter: model", param="model")
     if key is not None and not key.may_use(server.registry.plain(model)):
         raise ModelNotFound(f"The model {model!r} does not exist or your key does not open it", param="model")
-    if server.adapter_dir and not server.registry.has(model):
+    if server.adapter_dir and not server.registry.serves(model):
         await server.adapter_dir.seek(server.registry.plain(model))
     return model
 

@@ -152,7 +152,7 @@ async def load_lora_adapter(request: Request) -> Response:
     name = body.lora_name
     if not name or not body.lora_path:
         return _vllm_error("Both 'lora_name' and 'lora_path' must be provided.", "InvalidUserInput", 400)
-    if not body.load_inplace and server.registry.is_loaded(name):
+    if not body.load_inplace and server.registry.is_loaded(name) and name not in server.registry.refused:
         return _vllm_error(
             f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, "
             "set 'load_inplace' to True.",

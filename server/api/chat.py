@@ -13,7 +13,7 @@ from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.conversation import FunctionDelta, ToolCallDelta
-from loraplex.server.api.envelope import TEXT, Envelope, Texts
+from loraplex.server.api.envelope import TEXT, Envelope, TextChunks
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import chat_logprobs
 from loraplex.server.api.prompt import encode_prompt, render
@@ -51,7 +51,7 @@ async def chat_completions(request: Request) -> Response:
         jobs, tool_format = await prepare(server, model, body, arrived)
         answer = Answer(server, jobs, "chatcmpl", held.pop_all(), body.timeout)
     if body.stream:
-        return answer.stream(_Chunks(server, answer, tool_format, reported).tell)
+        return answer.stream(_Chunks(server, answer, body, tool_format, reported).tell)
     return await answer.whole(request, _complete(server, answer, tool_format))
 
 
@@ -63,7 +63,12 @@ async def prepare(
     text = await prompt_text(model, body, may_call)
     prompt = await encode_prompt(server, text, add_special_tokens=False, param="messages")
     budget = token_budget(
-        len(prompt), _max_tokens(body, model), server.settings.default_max_tokens, server.context_length, "messages"
+        len(prompt),
+        _max_tokens(body),
+        model.max_tokens(server.settings.default_max_tokens),
+        context=server.context_length,
+        kv_tokens=server.engine.kv_tokens,
+        param="messages",
     )
     first = sampling(server, body, model, logprobs=_logprobs(body))
     must_be = may_call.guide if may_call else await guide(server, body)
@@ -100,12 +105,11 @@ def _logprobs(body: ChatRequest) -> int | None:
     return None
 
 
-def _max_tokens(body: ChatRequest, model: Model) -> int | None:
+def _max_tokens(body: ChatRequest) -> int | None:
     old, new = body.max_tokens, body.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise InvalidRequest("max_tokens and max_completion_tokens differ: send one", param="max_completion_tokens")
-    defaults = (each.max_tokens for each in model.sampling)
-    return next((limit for limit in (new, old, *defaults) if limit is not None), None)
+    return old if new is None else new
 
 
 async def _complete(server: Serving, answer: Answer, tool_format: ToolFormat | None) -> Response:
@@ -130,9 +134,12 @@ async def _complete(server: Serving, answer: Answer, tool_format: ToolFormat | N
 class _Chunks:
     """Chunks of every choice, and usage after all of them if asked for."""
 
-    def __init__(self, server: Serving, answer: Answer, tool_format: ToolFormat | None, reported: Reporting) -> None:
+    def __init__(
+        self, server: Serving, answer: Answer, body: ChatRequest, tool_format: ToolFormat | None, reported: Reporting
+    ) -> None:
         self.tokenizer = server.text.tokenizer
         self.answer = answer
+        self.body = body
         self.tool_format = tool_format
         self.reported = reported
         self.envelope = Envelope(
@@ -151,24 +158,16 @@ class _Chunks:
             write(self.envelope.event([], self.answer.usage()))
 
 
-class _ChoiceChunks:
-    """Chunks of one choice: the role first, the finish reason last."""
+class _ChoiceChunks(TextChunks):
+    """The role first, the finish reason last."""
 
-    __slots__ = ("_chunks", "_index", "_plain", "_reading", "_write")
+    __slots__ = ("_chunks", "_index", "_reading")
 
     def __init__(self, chunks: _Chunks, index: int, write: Write) -> None:
+        super().__init__(write)
         self._chunks = chunks
         self._index = index
-        self._write = write
         self._reading: Reading | None = None
-        self._plain: Texts | None = None
-        """Makes the chunks that are nothing but text, which nearly all are."""
-
-    def take(self, delta: Delta) -> None:
-        if self._plain is None or delta.finish or delta.logprobs:
-            self._write(self._events(delta), delta.more)
-        else:
-            self._write(self._plain.event(delta.text) if delta.text else b"", delta.more)
 
     def _events(self, delta: Delta) -> bytes:
         chunks, index = self._chunks, self._index
@@ -177,7 +176,7 @@ class _ChoiceChunks:
         if self._reading is None:
             self._reading = Reading(chunks.tool_format)
             found.append(ChatChunkChoice(index, ChatDelta("assistant", "")))
-            if chunks.tool_format is None and not isinstance(usage, Usage):
+            if chunks.tool_format is None and not chunks.body.logprobs and not isinstance(usage, Usage):
                 self._plain = chunks.envelope.texts(ChatChunkChoice(index, ChatDelta(content=TEXT)), usage)
         pieces, finish = self._reading.read(delta)
         logprobs = chat_logprobs(chunks.tokenizer, delta.tokens, delta.logprobs)

@@ -14,7 +14,7 @@ from loraplex.server.api.access import find_model, key_of
 from loraplex.server.api.answer import Answer, Reporting, reporting, stop_strings
 from loraplex.server.api.body import read
 from loraplex.server.api.echo import Echo, echoes, joined
-from loraplex.server.api.envelope import TEXT, Envelope, Texts
+from loraplex.server.api.envelope import TEXT, Envelope, TextChunks
 from loraplex.server.api.guides import guide
 from loraplex.server.api.logprobs import completion_logprobs
 from loraplex.server.api.prompt import encode_prompt
@@ -52,8 +52,7 @@ async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived:
         raise InvalidRequest("max_tokens is 0, which leaves nothing to answer: set echo too", param="max_tokens")
     count = body.n or 1
     prompts = await _prompts(server, body, MAX_CHOICES // count)
-    defaults = (each.max_tokens for each in model.sampling)
-    wanted = next((limit for limit in (body.max_tokens, *defaults) if limit is not None), None)
+    wanted = 1 if body.max_tokens == 0 else body.max_tokens  # at least one: that is how prompts are computed
     first = sampling(server, body, model, logprobs=body.logprobs)
     if body.echo and body.logprobs is not None:
         if "prompt_logprobs" in server.engine.unsupported:
@@ -65,9 +64,13 @@ async def _jobs(server: Serving, model: Model, body: CompletionRequest, arrived:
     stop = stop_strings(body)
     jobs = []
     for prompt in prompts:
-        # At least one: that is how prompts are computed.
         budget = token_budget(
-            len(prompt), 1 if wanted == 0 else wanted, DEFAULT_MAX_TOKENS, server.context_length, "prompt"
+            len(prompt),
+            wanted,
+            model.max_tokens(DEFAULT_MAX_TOKENS),
+            context=server.context_length,
+            kv_tokens=server.engine.kv_tokens,
+            param="prompt",
         )
         jobs += [
             Job(
@@ -156,29 +159,21 @@ class _Chunks:
         return self.envelope.event([choice], self.answer.chunk_usage(self.reported))
 
 
-class _ChoiceChunks:
-    """Chunks of one choice."""
+class _ChoiceChunks(TextChunks):
+    """What is echoed of the prompt first, where that has logprobs."""
 
-    __slots__ = ("_chunks", "_echo", "_index", "_length", "_plain", "_write")
+    __slots__ = ("_chunks", "_echo", "_index", "_length")
 
     def __init__(self, chunks: _Chunks, index: int, write: Write) -> None:
+        super().__init__(write)
         self._chunks = chunks
         self._index = index
-        self._write = write
         self._echo = chunks.echo[index] if chunks.echo else None
         self._length = len(self._echo.text) if self._echo else 0
         """Characters of the choice's text so far; counted where chunks may have logprobs, which tell it."""
-        self._plain: Texts | None = None
-        """Makes the chunks that are nothing but text, where nearly all are; None where they tell more."""
         usage = chunks.answer.chunk_usage(chunks.reported)
         if chunks.body.logprobs is None and chunks.body.max_tokens != 0 and not isinstance(usage, Usage):
             self._plain = chunks.envelope.texts(CompletionChoice(index, TEXT), usage)
-
-    def take(self, delta: Delta) -> None:
-        if self._plain is None or delta.finish:
-            self._write(self._events(delta), delta.more)
-        else:
-            self._write(self._plain.event(delta.text) if delta.text else b"", delta.more)
 
     def _events(self, delta: Delta) -> bytes:
         chunks, index = self._chunks, self._index

@@ -1,7 +1,8 @@
-"""What the chunks of one streamed answer have in common, encoded once."""
+"""What the chunks of one streamed answer have in common, encoded once, and those that are nothing but text."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import msgspec
@@ -14,6 +15,8 @@ from loraplex.server.api.schema import (
     CompletionChoice,
     Usage,
 )
+from loraplex.server.api.stream import Write
+from loraplex.server.generation import Delta
 
 _CHOICES = b'"choices":['
 """No text of a field can look like it: there the quotation marks are escaped."""
@@ -64,3 +67,26 @@ class Texts:
     def event(self, text: str) -> bytes:
         """One server-sent event."""
         return b"%b%b%b" % (self._head, _encode(text), self._tail)
+
+
+class TextChunks(ABC):
+    """Chunks of one choice, nearly all of which are nothing but text. What the others tell, an endpoint says."""
+
+    # As in `engine/stream.py`: what is touched for an output is most of what it costs.
+    __slots__ = ("_plain", "_write")
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self._plain: Texts | None = None
+        """Makes those chunks; None where all of them tell more."""
+
+    def take(self, delta: Delta) -> None:
+        """Write what a delta makes of the stream."""
+        if self._plain is None or delta.finish:
+            self._write(self._events(delta), delta.more)
+        else:
+            self._write(self._plain.event(delta.text) if delta.text else b"", delta.more)
+
+    @abstractmethod
+    def _events(self, delta: Delta) -> bytes:
+        """The events of the last delta, and of any where there is no `_plain`."""

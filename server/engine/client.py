@@ -102,9 +102,14 @@ class EngineClient:
         self._adapters.let_go()
 
     @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the KV cache has room for; None where the lane does not tell."""
+        return self.started.kv_tokens if self.started else None
+
+    @property
     def kv_usage(self) -> float | None:
         """Share of the KV cache in use, from 0 to 1; None where the lane does not tell."""
-        if self.started is None or self.started.kv_tokens is None:
+        if self.kv_tokens is None:
             return None
         # A lane that has nothing to do says nothing.
         return self._kv_usage if self._streams else 0.0

@@ -185,6 +185,9 @@ class GeneratorLane:
         return outputs
 
     def cancel(self, sequence: int) -> None:
+        for found in [s for s in (*self._decoding.values(), *self._prefilling) if s.id == sequence]:
+            if found.guide:
+                found.guide.cancel()
         self._decoding.pop(sequence, None)
         self._prefilling = deque(s for s in self._prefilling if s.id != sequence)
 

@@ -23,7 +23,10 @@ from loraplex.server.text.tool_prompt import Message
 
 HEADER = Layout(">I")
 SECONDS = 2.0
-"""One rendering may take; a conversation of 4 MB takes a template of a real model a tenth of it."""
+"""Of processor time that one rendering may take; a conversation of 4 MB takes a template of a real model a tenth of
+it."""
+PATIENCE = SECONDS if sys.platform == "win32" else 30.0
+"""Seconds that one may take on a machine that has other things to do. Windows does not limit processor time."""
 MEMORY = 2**30
 """Bytes of address space of the process."""
 LONGEST_SOURCE = 2**18
@@ -32,6 +35,8 @@ LONGEST_PROMPT = 2**24
 """Characters."""
 COMPILED = 64
 """Templates that the process remembers."""
+OVERTIME = None if sys.platform == "win32" else -signal.SIGPROF
+"""The status of a process whose processor time was over."""
 
 
 class TemplateProcess:
@@ -61,17 +66,19 @@ class TemplateProcess:
                     process = await self._start()
                 assert process.stdin is not None
                 assert process.stdout is not None
-                async with asyncio.timeout(SECONDS):
+                async with asyncio.timeout(PATIENCE):
                     process.stdin.write(HEADER.pack(len(question)) + question)
                     (length,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
                     kind, said = json.loads(await process.stdout.readexactly(length))
                     return str(kind), str(said)
             except TimeoutError:
                 await self._end()
-                problem = f"the chat template took more than {SECONDS:.0f} s for these messages"
+                problem = f"the chat template took more than {PATIENCE:.0f} s for these messages"
             except (asyncio.IncompleteReadError, ConnectionError):
-                await self._end()
-                problem = "the chat template ended its process on these messages"
+                if await self._end() == OVERTIME:
+                    problem = f"the chat template took more than {SECONDS:.0f} s for these messages"
+                else:
+                    problem = "the chat template ended its process on these messages"
             except BaseException:  # cancelled: its answer must not be taken for that of the next question
                 await self._end()
                 raise
@@ -92,11 +99,14 @@ class TemplateProcess:
         await self._process.stdout.readexactly(1)  # it is ready: its start does not count
         return self._process
 
-    async def _end(self) -> None:
+    async def _end(self) -> int | None:
+        """The status that the process ended with; None where there was none."""
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
-            await process.wait()
+        if process is None:
+            return None
+        if process.returncode is None:
+            process.kill()  # one that has ended already keeps its status
+        return await process.wait()
 
 
 class ForeignTemplate:
@@ -159,22 +169,27 @@ def _answer(question: bytes) -> tuple[str, str]:
     return "text", text
 
 
+def _limit(seconds: float) -> None:
+    """End this process once it has taken so much more processor time; 0 is no limit."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def main() -> None:
     if sys.platform != "win32":
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whatever this process was started with
     inward, outward = sys.stdin.buffer, sys.stdout.buffer
     outward.write(b"\n")
     outward.flush()
     while len(header := inward.read(HEADER.size)) == HEADER.size:
         (length,) = HEADER.unpack(header)
         question = inward.read(length)
-        if sys.platform != "win32":
-            signal.alarm(int(SECONDS) + 1)  # ends this process where nobody is left to
+        _limit(SECONDS)
         answer = json.dumps(_answer(question)).encode()
-        if sys.platform != "win32":
-            signal.alarm(0)
+        _limit(0)
         outward.write(HEADER.pack(len(answer)) + answer)
         outward.flush()
 

@@ -7,6 +7,7 @@ overflow the compiler's stack, and native code that crashes takes its process do
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 from collections import OrderedDict
 
@@ -30,27 +31,30 @@ class GuideChecker:
     """Remembers the guides that passed: clients send the same few again and again."""
 
     def __init__(self) -> None:
-        self._good: OrderedDict[Guide, None] = OrderedDict()
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+        """Digests: so many of the longest guides would take hundreds of megabytes."""
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def check(self, guide: Guide, param: str) -> None:
         """Compile a guide. Raises InvalidRequest with llguidance's own reason."""
         if len(guide.text) > LONGEST:
             raise InvalidRequest(f"{param} has more than {LONGEST} characters", param=param)
-        if guide in self._good:
-            self._good.move_to_end(guide)
+        encoded = msgspec.msgpack.encode(guide)
+        digest = hashlib.sha256(encoded).digest()
+        if digest in self._good:
+            self._good.move_to_end(digest)
             return
         async with self._turns:
-            reason = await _compile(guide)
+            reason = await _compile(encoded)
         if reason:
             raise InvalidRequest(f"{param} cannot be followed: {reason[:REASON]}", param=param)
-        self._good[guide] = None
+        self._good[digest] = None
         if len(self._good) > REMEMBERED:
             self._good.popitem(last=False)
 
 
-async def _compile(guide: Guide) -> str:
-    """Why a process of its own cannot compile a guide; empty where it can."""
+async def _compile(encoded: bytes) -> str:
+    """Why a process of its own cannot compile a guide in msgpack; empty where it can."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "loraplex.server.text.guide"),
@@ -61,7 +65,7 @@ async def _compile(guide: Guide) -> str:
     )
     try:
         async with asyncio.timeout(TIMEOUT):
-            reason, _ = await process.communicate(msgspec.msgpack.encode(guide))
+            reason, _ = await process.communicate(encoded)
     except TimeoutError:
         return "it takes too long to compile"
     finally:

@@ -35,3 +35,9 @@ def int4(llama: Model, tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.fixture
 def folder(llama: Model) -> Path:
     return llama.bundle.variant("generator")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by the tests, as by the lanes of a server that is started again."""
+    return tmp_path_factory.mktemp("cache")

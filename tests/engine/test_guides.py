@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from loraplex.server.bundle import Bundle
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.generator import GeneratorLane
+from loraplex.server.engine.grammar import grammar
 from loraplex.server.engine.messages import Guide, Sampling, Submit
 from tests.checkpoints import make_checkpoint
 from tests.engine.lanes import GREEDY, run
@@ -137,3 +139,27 @@ def test_a_request_can_be_cancelled_while_its_guide_is_compiled(lane: BatchedLan
         lane.cancel(index)
     assert not lane.busy
     assert lane.step() == []
+
+
+def test_guides_of_cancelled_requests_are_not_compiled(
+    lane: BatchedLane | GeneratorLane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    gate = threading.Event()
+
+    def gated(guide: Guide) -> str:
+        begun.append(guide.text)
+        gate.wait()
+        return grammar(guide)
+
+    monkeypatch.setattr("loraplex.server.engine.guide.grammar", gated)
+    *cancelled, last = [Submit(index, None, [60], 4, GREEDY, Guide("regex", f"a{index}")) for index in range(20)]
+    for request in cancelled:
+        lane.submit(request)
+    lane.step()
+    for request in cancelled:
+        lane.cancel(request.sequence)
+    gate.set()
+    assert run(lane, [last])[19].error is None  # its guide comes after all that came before
+    # The first may have been begun before it was cancelled.
+    assert not {f"a{index}" for index in range(1, 19)}.intersection(begun)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import make_adapter, make_checkpoint, quiet
+from tests.server.calls import ask
 from tests.server.process import ServerProcess, serving, started
 
 DEMO = Path(__file__).parents[2] / "adapters" / "demo"
@@ -85,3 +87,15 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     with serving(DEMO, log) as server:
         yield server
     assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
+    """A folder of adapters to load: those of the tiny bundle."""
+    return shutil.copytree(tiny.folder / "adapters", tmp_path / "sources")
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_server: ServerProcess) -> Callable[[str, list[int]], str]:
+    """Answers of a server that nobody changes."""
+    return lambda model, prompt: ask(tiny_server, model, prompt)

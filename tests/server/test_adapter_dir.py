@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import openai
 import pytest
 
 from loraplex.server import adapter_dir
@@ -16,9 +18,9 @@ from loraplex.server.adapter_dir import AdapterDir
 from loraplex.server.errors import EngineFailed
 from loraplex.server.model import Adapter
 from loraplex.server.registry import Registry
+from tests.server.calls import PROMPTS, ask, call, upload
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving, wait_until
-from tests.server.test_adapters import ask, call
 
 PROMPT = [12, 52, 7]
 
@@ -35,6 +37,10 @@ def server(tiny: TinyBundle, folder: Path, tmp_path: Path) -> Iterator[ServerPro
     with serving(tiny.folder, tmp_path / "log", "--dev", "--adapter-dir", str(folder)) as found:
         yield found
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def names(server: ServerProcess) -> set[str]:
+    return {model.id for model in server.client.models.list()}
 
 
 def begin(server: ServerProcess, tiny: TinyBundle, folder: Path) -> None:
@@ -61,7 +67,7 @@ def test_an_engine_that_dies_meanwhile_gets_the_adapter_again(
 ) -> None:
     begin(server, tiny, folder)
     server.engine().kill()
-    wait_until(lambda: "new" in {model.id for model in server.client.models.list()})
+    wait_until(lambda: "new" in names(server))
     assert ask(server, "new", PROMPT) == ask(server, "small", PROMPT)
 
 
@@ -99,6 +105,111 @@ def test_options_wait_for_an_adapter_that_a_restart_does_not_find(
             assert ask(server, name, PROMPT) == ask(server, same, PROMPT)
 
 
+def test_one_that_is_broken_says_why_until_it_is_mended(
+    server: ServerProcess, tiny: TinyBundle, folder: Path, tmp_path: Path
+) -> None:
+    draft = shutil.copytree(tiny.folder / "adapters" / "small", tmp_path / "draft")
+    good = (draft / "small.onnx_adapter").read_bytes()
+
+    def put(weights: bytes) -> None:
+        """In one go: the folder is being watched."""
+        (tmp_path / "weights").write_bytes(weights)
+        (tmp_path / "weights").replace(folder / "new" / "small.onnx_adapter")
+
+    (draft / "small.onnx_adapter").write_bytes(good[:-100])
+    draft.rename(folder / "new")
+    for _ in range(2):  # at once, as it is asked for, and of what is known
+        with pytest.raises(openai.NotFoundError, match=r"'new' was refused: .*SHA-256") as refusal:
+            ask(server, "new", PROMPT)
+        assert str(folder) not in refusal.value.message
+    card = call(server, "GET", "/v1/adapters/new")[1]
+    assert (card["state"], card["source"]) == ("failed", str(folder / "new"))
+    assert "SHA-256" in card["reason"]
+    assert "SHA-256" in server.get("/health")[1]["refused"]["new"]
+    assert "new" not in names(server)
+
+    put(good)
+    assert ask(server, "new", PROMPT) == ask(server, "small", PROMPT)
+    assert server.get("/health")[1]["refused"] == {}
+    put(good[:-100])  # which changes nothing for the one that is loaded
+    wait_until(lambda: server.log.read_text().count("adapter refused") == 2)
+    assert ask(server, "new", PROMPT) == ask(server, "small", PROMPT)
+    assert call(server, "GET", "/v1/adapters/new")[1]["state"] == "ready"
+
+
+def test_one_that_is_broken_gives_its_name_to_another(server: ServerProcess, tiny: TinyBundle, folder: Path) -> None:
+    """That a request brings, or to none once its folder is gone."""
+    shutil.copytree(tiny.folder / "adapters" / "large", folder / "given" / "large")  # the watch does not look so deep
+    broken = ("gone", "uploaded", "loaded")
+    for name in broken:
+        (folder / name).mkdir()
+        (folder / name / "adapter.json").write_text("{}")
+    wait_until(lambda: server.get("/health")[1]["refused"].keys() == set(broken))
+    assert upload(server, "uploaded", *tiny.adapters["large"].glob("adapter_*"))[0] == 200
+    body = {"lora_name": "loaded", "lora_path": "given/large"}
+    assert call(server, "POST", "/v1/load_lora_adapter", body)[0] == 200  # not "has already been loaded"
+    for name in broken:
+        shutil.rmtree(folder / name)
+    wait_until(lambda: server.get("/health")[1]["refused"] == {})
+    with pytest.raises(openai.NotFoundError, match="'gone' does not exist"):
+        ask(server, "gone", PROMPT)
+    for name in ("uploaded", "loaded"):
+        assert ask(server, name, PROMPT) == ask(server, "large", PROMPT)
+
+
+def test_the_adapter_dir_is_watched(
+    tiny: TinyBundle, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
+) -> None:
+    folder, log = tmp_path / "watched", tmp_path / "log"
+    shutil.copytree(sources / "small", folder / "there")
+    shutil.copytree(sources / "large", folder / "middle")  # a name that the bundle has
+    with serving(tiny.folder, log, "--adapter-dir", str(folder)) as server:
+        prompt = PROMPTS[6]
+
+        def names() -> set[str]:
+            return {model.id for model in server.client.models.list()}
+
+        def answered(name: str) -> str:
+            """Nothing while an adapter is on its way out."""
+            with suppress(openai.NotFoundError):
+                return ask(server, name, prompt)
+            return ""
+
+        assert ask(server, "there", prompt) == expected("small", prompt)
+        assert ask(server, "tiny:there", prompt) == expected("small", prompt)
+        assert ask(server, "middle", prompt) == expected("middle", prompt)
+        shutil.copytree(tiny.adapters["partial"], folder / "peft")
+        assert ask(server, "peft", prompt) == expected("partial", prompt)  # at once: it is asked for
+        (folder / "broken").mkdir()
+        (folder / "broken" / "adapter.json").write_text("{}")
+        shutil.copytree(sources / "large", folder / "later")
+        wait_until(lambda: "later" in names())
+        assert ask(server, "later", prompt) == expected("large", prompt)
+        shutil.rmtree(folder / "there")
+        shutil.copytree(sources / "middle", folder / "there")
+        wait_until(lambda: answered("there") == expected("middle", prompt))
+        shutil.rmtree(folder / "later")
+        wait_until(lambda: "later" not in names())
+        assert names() == {"tiny", *tiny.adapters, "there", "peft"}
+        time.sleep(2.5)
+        assert log.read_text().count("broken") == 1
+    assert "Traceback" not in log.read_text()
+
+
+def test_what_was_loaded_by_a_request_is_not_the_folders(tiny: TinyBundle, sources: Path, tmp_path: Path) -> None:
+    """Even where the folder had the name before."""
+    folder = tmp_path / "watched"
+    for name in ("mine", "other"):
+        shutil.copytree(sources / "small", folder / name)
+    with serving(tiny.folder, tmp_path / "log", "--dev", "--adapter-dir", str(folder)) as server:
+        assert call(server, "DELETE", "/v1/adapters/mine")[0] == 200
+        assert upload(server, "mine", *tiny.adapters["large"].glob("adapter_*"))[0] == 201
+        for name in ("mine", "other"):
+            shutil.rmtree(folder / name)
+        wait_until(lambda: "other" not in {model.id for model in server.client.models.list()})
+        assert ask(server, "mine", PROMPTS[0]) == ask(server, "large", PROMPTS[0])
+
+
 class Deadly(Registry):
     """One whose engine dies of every adapter."""
 
@@ -111,6 +222,9 @@ class Deadly(Registry):
     async def load(self, name: str, folder: Path, *, source: str, keep: bool = True) -> Adapter:  # noqa: ARG002
         self.tries += 1
         raise EngineFailed("the engine process died while it worked on this request")
+
+    def refuse(self, name: str, folder: Path, *, source: str, reason: str) -> Adapter:
+        return Adapter(name, folder, source, "failed", reason)
 
 
 async def test_an_adapter_that_the_engine_dies_of_is_not_loaded_again_and_again(

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
+from tests.server.calls import PROMPTS, ask, call, upload
 from tests.server.conftest import TinyBundle
-from tests.server.process import PATIENCE, ServerProcess, serving, wait_until
-
-PROMPTS = [[seed, seed + 40, 7] for seed in range(10, 34)]
-
-
-def ask(server: ServerProcess, model: str, prompt: list[int], count: int = 24) -> str:
-    answer = server.client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=count)
-    return answer.choices[0].text
-
-
-def call(server: ServerProcess, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:
-    """Status and body, decoded where it is JSON."""
-    headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-            status, content = response.status, response.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            status, content = error.code, error.read()
-    try:
-        return status, json.loads(content)
-    except ValueError:
-        return status, content.decode()
-
-
-@pytest.fixture
-def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
-    """A folder of adapters to load: those of the tiny bundle."""
-    return shutil.copytree(tiny.folder / "adapters", tmp_path / "sources")
+from tests.server.process import PATIENCE, ServerProcess, serving
 
 
 @pytest.fixture(params=["batched", "generator", "routed"])
@@ -59,12 +26,6 @@ def server(request: pytest.FixtureRequest, tiny: TinyBundle, sources: Path, tmp_
     with serving(tiny.folder, log, *flags) as found:
         yield found
     assert "Traceback" not in log.read_text()
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_server: ServerProcess) -> Callable[[str, list[int]], str]:
-    """Answers of a server that nobody changes."""
-    return lambda model, prompt: ask(tiny_server, model, prompt)
 
 
 def test_an_adapter_is_added_replaced_and_removed(
@@ -216,14 +177,6 @@ def test_what_cannot_be_loaded_is_refused_and_changes_nothing(
     assert len(call(server, "GET", "/v1/adapters")[1]["data"]) == 4
 
 
-def upload(server: ServerProcess, name: str, *files: Path | tuple[str, bytes]) -> tuple[int, Any]:
-    parts = [(each[0], each[1]) if isinstance(each, tuple) else (each.name, each.read_bytes()) for each in files]
-    response = httpx.put(
-        f"{server.url}/v1/adapters/{name}", files=[("file", part) for part in parts], timeout=120, trust_env=False
-    )
-    return response.status_code, response.json()
-
-
 def test_an_adapter_is_uploaded(
     server: ServerProcess, tiny: TinyBundle, expected: Callable[[str, list[int]], str]
 ) -> None:
@@ -280,95 +233,6 @@ def test_a_peft_folder_on_the_server_is_converted(
     assert ask(server, "new", PROMPTS[5]) == expected("large", PROMPTS[5])
 
 
-def test_options_of_an_adapter_are_set_and_survive(
-    tiny: TinyBundle, tmp_path: Path, expected: Callable[[str, list[int]], str]
-) -> None:
-    flags = ("--dev", "--state-dir", str(tmp_path / "state"))
-    with serving(tiny.folder, tmp_path / "log", *flags) as server:
-        change = {"aliases": ["petit", "klein"], "sampling": {"max_tokens": 3}, "max_running": 1, "priority": "low"}
-        status, card = call(server, "PATCH", "/v1/adapters/small", change)
-        assert (status, card["options"]) == (200, change)
-        assert call(server, "PATCH", "/v1/adapters/small", {"description": "small and slow"})[0] == 200
-        for body, param in (
-            ({"aliases": ["large"]}, "aliases"),
-            ({"aliases": ["a b"]}, "aliases[0]"),
-            ({"priority": "highest"}, "priority"),
-            ({"max_running": 0}, "max_running"),
-            ({"sampling": {"temperature": 9}}, "sampling.temperature"),
-        ):
-            status, refusal = call(server, "PATCH", "/v1/adapters/small", body)
-            assert (status, refusal["error"]["param"]) == (400, param)
-        assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["klein"]})[0] == 400
-        assert call(server, "PATCH", "/v1/adapters/none", {"aliases": []})[0] == 404
-        assert call(server, "PATCH", "/v1/adapters/large", {"aliases": ["a", "a"]})[0] == 400
-        with ThreadPoolExecutor(8) as pool:  # at once: one of them gets it
-            names = ["middle", "large"] * 4
-            asked = [pool.submit(call, server, "PATCH", f"/v1/adapters/{name}", {"aliases": ["x"]}) for name in names]
-            statuses = {
-                name: {each.result()[0] for each, to in zip(asked, names, strict=True) if to == name} for name in names
-            }
-        assert sorted(statuses.values(), key=min) == [{200}, {400}]
-    with serving(tiny.folder, tmp_path / "log", *flags) as server:
-        assert ask(server, "petit", PROMPTS[7]) == expected("small", PROMPTS[7])
-        answer = server.client.completions.create(model="klein", prompt=PROMPTS[7], temperature=0)
-        assert (answer.model, answer.usage.completion_tokens if answer.usage else 0) == ("small", 3)
-        described = {model.id: model.model_dump()["description"] for model in server.client.models.list()}
-        assert described["small"] == described["petit"] == "small and slow"
-
-
-def test_the_adapter_dir_is_watched(
-    tiny: TinyBundle, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
-) -> None:
-    folder, log = tmp_path / "watched", tmp_path / "log"
-    shutil.copytree(sources / "small", folder / "there")
-    shutil.copytree(sources / "large", folder / "middle")  # a name that the bundle has
-    with serving(tiny.folder, log, "--adapter-dir", str(folder)) as server:
-        prompt = PROMPTS[6]
-
-        def names() -> set[str]:
-            return {model.id for model in server.client.models.list()}
-
-        def answered(name: str) -> str:
-            """Nothing while an adapter is on its way out."""
-            with suppress(openai.NotFoundError):
-                return ask(server, name, prompt)
-            return ""
-
-        assert ask(server, "there", prompt) == expected("small", prompt)
-        assert ask(server, "tiny:there", prompt) == expected("small", prompt)
-        assert ask(server, "middle", prompt) == expected("middle", prompt)
-        shutil.copytree(tiny.adapters["partial"], folder / "peft")
-        assert ask(server, "peft", prompt) == expected("partial", prompt)  # at once: it is asked for
-        (folder / "broken").mkdir()
-        (folder / "broken" / "adapter.json").write_text("{}")
-        shutil.copytree(sources / "large", folder / "later")
-        wait_until(lambda: "later" in names())
-        assert ask(server, "later", prompt) == expected("large", prompt)
-        shutil.rmtree(folder / "there")
-        shutil.copytree(sources / "middle", folder / "there")
-        wait_until(lambda: answered("there") == expected("middle", prompt))
-        shutil.rmtree(folder / "later")
-        wait_until(lambda: "later" not in names())
-        assert names() == {"tiny", *tiny.adapters, "there", "peft"}
-        time.sleep(2.5)
-        assert log.read_text().count("broken") == 1
-    assert "Traceback" not in log.read_text()
-
-
-def test_what_was_loaded_by_a_request_is_not_the_folders(tiny: TinyBundle, sources: Path, tmp_path: Path) -> None:
-    """Even where the folder had the name before."""
-    folder = tmp_path / "watched"
-    for name in ("mine", "other"):
-        shutil.copytree(sources / "small", folder / name)
-    with serving(tiny.folder, tmp_path / "log", "--dev", "--adapter-dir", str(folder)) as server:
-        assert call(server, "DELETE", "/v1/adapters/mine")[0] == 200
-        assert upload(server, "mine", *tiny.adapters["large"].glob("adapter_*"))[0] == 201
-        for name in ("mine", "other"):
-            shutil.rmtree(folder / name)
-        wait_until(lambda: "other" not in {model.id for model in server.client.models.list()})
-        assert ask(server, "mine", PROMPTS[0]) == ask(server, "large", PROMPTS[0])
-
-
 def test_an_adapter_over_the_limit_is_refused(tiny: TinyBundle, sources: Path, tmp_path: Path) -> None:
     flags = ("--dev", "--adapter-dir", str(sources), "--max-adapter-bytes", "1000")
     with serving(tiny.folder, tmp_path / "log", *flags) as server:
@@ -376,34 +240,3 @@ def test_an_adapter_over_the_limit_is_refused(tiny: TinyBundle, sources: Path, t
         assert status == 422
         assert "1000 at most" in body["error"]["message"]
         assert upload(server, "new", tiny.adapters["small"] / "adapter_model.safetensors")[0] == 413
-
-
-def test_what_was_loaded_is_there_after_a_restart(
-    tiny: TinyBundle, sources: Path, tmp_path: Path, expected: Callable[[str, list[int]], str]
-) -> None:
-    flags = ("--dev", "--adapter-dir", str(sources), "--state-dir", str(tmp_path / "state"))
-    with serving(tiny.folder, tmp_path / "log", *flags) as server:
-        for name, path in (("new", "large"), ("gone", "small"), ("small", "middle")):
-            assert call(server, "PUT", f"/v1/adapters/{name}", {"path": path})[0] in (200, 201)
-        call(server, "DELETE", "/v1/adapters/gone")
-        server.process.kill()
-        server.process.wait()
-    (tmp_path / "state" / "half-copied").mkdir()
-    shutil.rmtree(sources)
-    with serving(tiny.folder, tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
-        names = [model.id for model in server.client.models.list()]
-        assert sorted(names) == ["large", "middle", "new", "partial", "small", "tiny"]
-        assert ask(server, "new", PROMPTS[3]) == expected("large", PROMPTS[3])
-        assert ask(server, "small", PROMPTS[3]) == expected("middle", PROMPTS[3])
-    assert not (tmp_path / "state" / "half-copied").exists()
-    assert len(list((tmp_path / "state").iterdir())) == 3
-
-
-def test_a_state_dir_of_something_else_is_left_alone(tiny: TinyBundle, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with (
-        pytest.raises(AssertionError, match=r"is not empty and has no adapters\.json"),
-        serving(tiny.folder, tmp_path.parent / "state.log", "--state-dir", str(tmp_path)),
-    ):
-        pass
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"

@@ -13,9 +13,9 @@ import psutil
 
 from loraplex.server.machine import usable_cores
 from loraplex.server.room import Room
+from tests.server.calls import ask, call
 from tests.server.conftest import TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, children, serving, wait_until
-from tests.server.test_adapters import ask, call
 
 PLACES = max(1, usable_cores() // 2)
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from loraplex.server.keys import Key, digest, new_key
+from tests.server.calls import call
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import call
 from tests.server.test_keys import write
 
 ALL, LARGE = new_key(), new_key()

@@ -18,9 +18,9 @@ import openai
 import psutil
 import pytest
 
+from tests.server.calls import call
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, command, serving, wait_until
-from tests.server.test_adapters import call
 from tests.server.test_conversion import converters, endless
 from tests.server.test_watchdog import STUCK_STEP, behaving, gated, server_child
 

@@ -17,9 +17,9 @@ import pytest
 from onnxruntime import AdapterFormat, OrtValue
 
 from loraplex.server.conversion import CPU_SECONDS
+from tests.server.calls import ask, call, upload
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving, wait_until
-from tests.server.test_adapters import ask, call, upload
 from tests.server.test_conversion import converters, endless
 
 Files = list[tuple[str, bytes]]

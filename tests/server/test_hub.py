@@ -15,9 +15,9 @@ import pytest
 
 from loraplex.server.hub_downloads import AT_ONCE
 from tests.hub import TOKEN, Hub, running_hub
+from tests.server.calls import ask, call, upload
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, children, command, serving, wait_until
-from tests.server.test_adapters import ask, call, upload
 from tests.server.test_connections import connect
 
 pytestmark = pytest.mark.timeout(400)  # huggingface_hub alone takes a second to import, in process after process

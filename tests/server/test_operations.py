@@ -11,9 +11,9 @@ import onnxruntime_genai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.server.calls import call
 from tests.server.conftest import TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, serving
-from tests.server.test_adapters import call
 
 
 def test_models_are_the_base_and_its_adapters(tiny_server: ServerProcess) -> None:

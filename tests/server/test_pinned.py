@@ -11,9 +11,9 @@ import pytest
 
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.slots import Adapter, Slots
+from tests.server.calls import ask, call, upload
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving, wait_until
-from tests.server.test_adapters import ask, call, upload
 
 ADAPTERS = [Adapter(name, Path(name), "0" * 64, {}) for name in "abcd"]
 

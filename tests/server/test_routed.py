@@ -16,9 +16,9 @@ import openai
 import pytest
 
 from tests.checkpoints import reference_tokens
+from tests.server.calls import call, upload
 from tests.server.conftest import DEMO, TinyBundle
 from tests.server.process import ServerProcess, command, serving, wait_until
-from tests.server.test_adapters import call, upload
 from tests.server.test_parity import text
 
 MODELS = ("tiny", "small", "middle", "large", "partial")

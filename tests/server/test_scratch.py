@@ -10,9 +10,9 @@ import pytest
 
 from loraplex.server.errors import StateInvalid
 from loraplex.server.scratch import scratch_folder
+from tests.server.calls import ask, call
 from tests.server.conftest import TinyBundle
 from tests.server.process import ServerProcess, serving
-from tests.server.test_adapters import ask, call
 
 PROMPT = [12, 52, 7]
 

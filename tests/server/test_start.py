@@ -70,6 +70,12 @@ def test_every_setting_is_known() -> None:
         ("--host", "", "It is empty"),
         ("--keys", "", "It is empty"),
         ("--state-dir", "", "It is empty"),
+        ("--otlp-endpoint", "localhost:4318", "no http:// or https:// URL"),
+        ("--otlp-endpoint", "http://", "it has no host"),
+        ("--otlp-endpoint", "http://[::1", "Invalid IPv6 URL"),
+        ("--otlp-endpoint", "http://[::1]:99999", "Port out of range"),
+        ("--otlp-endpoint", "http://local host:4318", "there is white space in it"),
+        ("--otlp-endpoint", "http://localhost:4318?token=1", "nothing may follow its path"),
     ],
 )
 def test_values_out_of_range_name_their_flag(
@@ -86,6 +92,31 @@ def test_values_out_of_range_name_their_flag(
     assert found.status == 2
     assert variable in found.err
     assert reason in _words(found.err)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--dev", "--host", "0.0.0.0"], "--dev lets anyone who reaches 0.0.0.0 manage adapters: use --keys there."),
+        (["--ssl-keyfile", "key.pem"], "--ssl-keyfile needs --ssl-certfile."),
+        (["--engine", "batched", "--device", "cuda"], "--engine batched runs on the CPU: add --device cpu"),
+        (["--state-dir", "kept", "--adapter-dir", "kept/.."], None),
+        (["--state-dir", "kept", "--adapter-dir", "kept/new"], "give each a folder of its own."),
+        (["--state-dir", "kept", "--adapter-dir", "other/../kept"], "give each a folder of its own."),
+    ],
+)
+def test_settings_that_cannot_be_together_are_refused_before_anything_is_read(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], reason: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = cli("serve", tmp_path / "no-bundle", *flags)
+    if reason is None:
+        assert found.status == 1
+        assert "no-bundle is not a bundle" in found.err
+    else:
+        assert (found.status, found.out) == (2, "")
+        assert reason in _words(found.err)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("flag", ["--host", "--link-cache"])

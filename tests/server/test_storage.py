@@ -11,12 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import psutil
 import pytest
 
+from tests.server.calls import ask, call, upload
 from tests.server.conftest import TinyBundle
 from tests.server.process import PATIENCE, ServerProcess, command, serving, wait_until
-from tests.server.test_adapters import ask, call, upload
 
 PROMPT = [12, 52, 7]
 SIZE = 2**20
@@ -132,8 +133,16 @@ def test_the_adapter_dir_is_taken_over_once_there_is_room(
         fill()
         shutil.copytree(sources / "given" / "small", sources / "new")
         wait_until(lambda: said("adapter 'new' could not be stored"))
+        with pytest.raises(openai.NotFoundError, match=r"refused: .*No space left on device; it is tried again every"):
+            ask(server, "new", PROMPT)
+        card = call(server, "GET", "/v1/adapters/new")[1]
+        assert (card["state"], "No space left" in card["reason"]) == ("failed", True)
+        assert "No space left" in server.get("/health")[1]["refused"]["new"]
+        assert "new" not in names(server)
         filler.unlink()
         wait_until(lambda: "new" in names(server))
+        assert server.get("/health")[1]["refused"] == {}
+        assert ask(server, "new", PROMPT) == ask(server, "small", PROMPT)
         assert call(server, "PATCH", "/v1/adapters/new", {"description": "here"})[0] == 200
         fill()
         shutil.rmtree(sources / "new")

@@ -15,9 +15,9 @@ import openai
 import psutil
 import pytest
 
+from tests.server.calls import call
 from tests.server.conftest import DEMO, TinyBundle, scripted
 from tests.server.process import PATIENCE, ServerProcess, serving, started, wait_until
-from tests.server.test_adapters import call
 from tests.server.test_connections import connect
 
 SERVER = """

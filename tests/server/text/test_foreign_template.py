@@ -11,7 +11,7 @@ import pytest
 
 from loraplex.server.errors import BundleInvalid, InvalidRequest
 from loraplex.server.text import foreign_template
-from loraplex.server.text.foreign_template import TemplateProcess
+from loraplex.server.text.foreign_template import SECONDS, TemplateProcess
 from loraplex.server.text.template import ChatTemplate
 from tests.server.bytes_bundle import TEMPLATES
 from tests.server.process import children
@@ -42,15 +42,6 @@ HOSTILE = {
 }
 
 
-SECONDS = foreign_template.SECONDS
-
-
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does no harm gets more time: a busy machine may leave its process without a processor for a while."""
-    monkeypatch.setattr(foreign_template, "SECONDS", 30.0)
-
-
 @asynccontextmanager
 async def running() -> AsyncIterator[TemplateProcess]:
     process = TemplateProcess()
@@ -75,18 +66,14 @@ async def test_it_renders_as_in_this_process(source: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_template_is_refused_when_it_is_loaded_and_later(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_hostile_template_is_refused_when_it_is_loaded_and_later(name: str) -> None:
     async with running() as process:
         good = await process.open(GOOD, {})
         sly = await process.open(LATER.replace("%s", HOSTILE[name]), {})
-        with monkeypatch.context() as patch:
-            patch.setattr(foreign_template, "SECONDS", SECONDS)
-            with pytest.raises(BundleInvalid, match="chat template"):
-                await process.open(HOSTILE[name], {})
-            with pytest.raises(InvalidRequest, match="chat template") as refusal:
-                await sly.render(TALK)
+        with pytest.raises(BundleInvalid, match="chat template"):
+            await process.open(HOSTILE[name], {})
+        with pytest.raises(InvalidRequest, match="chat template") as refusal:
+            await sly.render(TALK)
         assert refusal.value.param == "messages"
         assert len(refusal.value.message) < 500
         assert await good.render(TALK) == "Hello «you»w\n"
@@ -109,6 +96,40 @@ async def test_a_slow_template_holds_up_another_for_one_turn_only() -> None:
         for task in flood:
             task.cancel()
         await asyncio.gather(*flood, return_exceptions=True)
+        assert await good.render(TALK) == "Hello «you»w\n"
+
+
+async def test_a_template_that_takes_all_the_time_there_is_is_told_so() -> None:
+    async with running() as process:
+        slow = await process.open(LATER.replace("%s", HOSTILE["a loop without"]), {})
+        with pytest.raises(InvalidRequest, match=f"took more than {SECONDS:.0f} s for these messages"):
+            await slow.render(TALK)
+
+
+async def test_a_busy_machine_is_no_fault_of_the_template() -> None:
+    """Here one whose processor has other things to do for longer than a template may take of it."""
+    async with running() as process:
+        good = await process.open(GOOD, {})
+        (child,) = children(os.getpid(), "loraplex.server.text.foreign_template")
+        child.suspend()
+        rendering = asyncio.create_task(good.render(TALK))
+        await asyncio.sleep(1.5 * SECONDS)
+        assert not rendering.done()
+        child.resume()
+        assert await rendering == "Hello «you»w\n"
+        assert child.is_running()
+
+
+async def test_a_process_that_stands_still_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running() as process:
+        good = await process.open(GOOD, {})
+        (child,) = children(os.getpid(), "loraplex.server.text.foreign_template")
+        child.suspend()
+        with monkeypatch.context() as patch:
+            patch.setattr(foreign_template, "PATIENCE", 0.5)
+            with pytest.raises(InvalidRequest, match="took more than"):
+                await good.render(TALK)
+        assert not child.is_running()
         assert await good.render(TALK) == "Hello «you»w\n"
 
 
