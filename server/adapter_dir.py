@@ -113,7 +113,7 @@ class AdapterDir:
         """Unload an adapter whose folder is gone, as soon as it is not pinned."""
         if not self._is_ours(name):
             del self._ours[name]
-        elif self._registry.options(name).pinned:
+        elif self._registry.options[name].pinned:
             if name not in self._missed:
                 logger.warning("%s is no longer in %s, but pinned: it stays until it is not", name, self._folder)
             self._missed.add(name)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from loraplex.server.adapter_options import AdapterOptions
 from loraplex.server.bundle import Bundle, Name, inside
 from loraplex.server.conversion import Conversions
 from loraplex.server.departures import Departures
@@ -52,7 +53,7 @@ class Registry:
         self._changing = asyncio.Lock()
         """Held while options change: two changes at once could both take an alias."""
         self.departures = Departures(store, self._unload, self._check_gone)
-        self._options: dict[str, Options] = {}
+        self.options = AdapterOptions(store, base.name)
 
     def __iter__(self) -> Iterator[Model]:
         """What can be asked for now."""
@@ -71,20 +72,12 @@ class Registry:
         """Reasons by the name of each adapter that failed."""
         return {adapter.name: adapter.reason for adapter in self._adapters.values() if adapter.state == "failed"}
 
-    def plain(self, name: str) -> str:
-        """The name of a model that a client may also call BASE:NAME, or by an alias."""
-        name = name.removeprefix(f"{self.base.name}:")
-        return next((each for each, found in self._options.items() if name in found.aliases), name)
-
-    def options(self, name: str) -> Options:
-        return self._options.get(name, Options())
-
     def has(self, name: str) -> bool:
-        return name == self.base.name or self.plain(name) in self._adapters
+        return name == self.base.name or self.options.plain(name) in self._adapters
 
     def serves(self, name: str) -> bool:
         """Whether this model can be asked for now."""
-        adapter = self._adapters.get(self.plain(name))
+        adapter = self._adapters.get(self.options.plain(name))
         return name == self.base.name or (adapter is not None and adapter.model is not None)
 
     def is_loaded(self, name: str) -> bool:
@@ -95,7 +88,7 @@ class Registry:
         """Raises ModelNotFound."""
         if name == self.base.name:
             return self.base
-        adapter = self._adapters.get(self.plain(name))
+        adapter = self._adapters.get(self.options.plain(name))
         if adapter is None:
             raise ModelNotFound(f"The model {name!r} does not exist. GET /v1/models lists what does", param="model")
         if adapter.model is None:
@@ -129,7 +122,7 @@ class Registry:
             ) from None
         if name == self.base.name:
             raise InvalidRequest(f"{name!r} is the name of the base", param="name")
-        if (other := self.plain(name)) != name:
+        if (other := self.options.plain(name)) != name:
             raise InvalidRequest(f"{name!r} is an alias of {other!r}", param="name")
 
     async def start(self, engine: EngineClient, *, strict: bool) -> None:
@@ -142,7 +135,7 @@ class Registry:
         sources = self._bundle.manifest.adapters | {name: kept[name].source for name in kept}
         self._adapters = {name: Adapter(name, self._bundle.folder, source) for name, source in sources.items()}
         for name, adapter in self._adapters.items():
-            self._recall(name)
+            self.options.recall(name, self._names)
             try:
                 adapter.folder = self._store.folder(name) if name in kept else self._bundle.adapter(name)
                 await self._load(adapter, name)
@@ -182,7 +175,7 @@ class Registry:
         if replaced := self._adapters.get(name):
             self._retire(replaced)
         self._adapters[name] = adapter
-        self._recall(name)
+        self.options.recall(name, self._names)
         self._renew(adapter)
         logger.info("adapter %s loaded from %s", name, source)
         await self.departures.settle()
@@ -197,7 +190,7 @@ class Registry:
         if self.serves(name):
             return None
         adapter = self._adapters[name] = Adapter(name, folder, source, "failed", reason)
-        self._recall(name)
+        self.options.recall(name, self._names)
         return adapter
 
     async def unload(self, name: str) -> Adapter:
@@ -213,7 +206,7 @@ class Registry:
         if adapter is None or self._adapters.get(name) is not adapter:  # somebody else was faster
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
         del self._adapters[name]
-        self._options.pop(name, None)
+        self.options.forget(name)
         self._retire(adapter)
         logger.info("adapter %s unloaded", name)
         await self.departures.settle()
@@ -225,46 +218,32 @@ class Registry:
         Raises ModelNotFound, InvalidRequest or StorageFailed.
         """
         async with self._changing:
-            return await self._set_options(name, msgspec.structs.replace(self.options(name), **change))
+            return await self._set_options(name, msgspec.structs.replace(self.options[name], **change))
 
     async def _set_options(self, name: str, options: Options) -> Adapter:
         if name not in self._adapters:
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
-        if len(set(options.aliases)) < len(options.aliases):
-            raise InvalidRequest("aliases has a name twice", param="aliases")
-        if clash := min(self._taken(name).intersection(options.aliases), default=None):
-            raise InvalidRequest(f"{clash!r} is a model already", param="aliases")
-        if options.pinned and not self.options(name).pinned:
+        self.options.check_aliases(name, options.aliases, self._names)
+        if options.pinned and not self.options[name].pinned:
             self._check_place(name)
         await asyncio.to_thread(self._store.set_options, name, options)
         adapter = self._adapters.get(name)
         if adapter is None:  # it was unloaded meanwhile
             await asyncio.to_thread(self._store.forget, name)
             raise ModelNotFound(f"The adapter {name!r} cannot be found", param="name")
-        self._options[name] = options
+        self.options[name] = options
         self._renew(adapter)
         return adapter
 
-    def _taken(self, name: str) -> set[str]:
-        """The names that an alias of this adapter cannot be."""
-        taken = {self.base.name, *self._adapters, *self._loading}
-        return taken.union(*(found.aliases for each, found in self._options.items() if each != name))
-
-    def _recall(self, name: str) -> None:
-        """Give an adapter the options of an earlier run, without aliases that others took while it was not there."""
-        found = self._store.index.options.get(name)
-        if found is None or name in self._options:
-            return
-        if gone := self._taken(name).intersection(found.aliases):
-            logger.warning("%r is no longer called %s: others are", name, ", ".join(sorted(gone)))
-        aliases = tuple(alias for alias in found.aliases if alias not in gone)
-        self._options[name] = msgspec.structs.replace(found, aliases=aliases)
+    @property
+    def _names(self) -> set[str]:
+        return {*self._adapters, *self._loading}
 
     def _check_place(self, name: str) -> None:
         """Whether one more adapter may be pinned: another must find a place. Raises InvalidRequest."""
         assert self._engine is not None
         places = self._engine.places
-        pinned = sum(found.pinned for found in self._options.values())
+        pinned = self.options.pinned
         if places is not None and pinned + 1 >= places:
             raise InvalidRequest(
                 f"{name!r} cannot be pinned: {pinned} adapters are, of {places} that the model has room for, and one "
@@ -290,12 +269,12 @@ class Registry:
         except BundleInvalid as error:
             raise AdapterInvalid(f"adapter {adapter.name!r}: {error.message}") from None
         adapter.state = "ready"
-        adapter.model = adapted(self.base, adapter, engine_name, template, manifest, self.options(adapter.name))
+        adapter.model = adapted(self.base, adapter, engine_name, template, manifest, self.options[adapter.name])
 
     def _renew(self, adapter: Adapter) -> None:
         """Let it have the options of its name as they are now: they may have changed while it was loaded."""
         if (model := adapter.model) and model.manifest:
-            options = self.options(adapter.name)
+            options = self.options[adapter.name]
             adapter.model = adapted(self.base, adapter, model.adapter, model.template, model.manifest, options)
             self._pin(adapter, options.pinned)
 

@@ -35,10 +35,10 @@ async def find_model(server: Serving, key: Key | None, given: str | None) -> str
     model = given or server.settings.default_model
     if model is None:
         raise InvalidRequest("Missing required parameter: model", param="model")
-    if key is not None and not key.may_use(server.registry.plain(model)):
+    if key is not None and not key.may_use(server.registry.options.plain(model)):
         raise ModelNotFound(f"The model {model!r} does not exist or your key does not open it", param="model")
     if server.adapter_dir and not server.registry.serves(model):
-        await server.adapter_dir.seek(server.registry.plain(model))
+        await server.adapter_dir.seek(server.registry.options.plain(model))
     return model
 
 

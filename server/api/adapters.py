@@ -254,5 +254,5 @@ def _card(server: Serving, adapter: Adapter) -> AdapterCard:
         ranks=manifest.ranks if manifest else None,
         bytes=_weight_bytes(server.bundle.manifest.base, manifest) if manifest else None,
         description=model.description if model else None,
-        options=server.registry.options(adapter.name),
+        options=server.registry.options[adapter.name],
     )

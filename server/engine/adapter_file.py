@@ -79,6 +79,8 @@ def _check_tensors(name: str, path: Path, manifest: AdapterManifest, base: Base)
     # A file that is wrong in its tables raises RuntimeError, one with names that are no UTF-8 UnicodeDecodeError.
     except (RuntimeError, ValueError):
         raise AdapterInvalid(f"adapter {name}: {path.name} is not an adapter file of onnxruntime") from None
+    if not tensors:
+        raise AdapterInvalid(f"adapter {name}: {path.name} has no tensors")
     sides: dict[str, dict[str, OrtValue]] = {}
     for tensor, value in tensors.items():
         projection, side = _parse(tensor)

@@ -109,10 +109,9 @@ class EngineClient:
     @property
     def kv_usage(self) -> float | None:
         """Share of the KV cache in use, from 0 to 1; None where the lane does not tell."""
-        if self.kv_tokens is None:
-            return None
         # A lane that has nothing to do says nothing.
-        return self._kv_usage if self._streams else 0.0
+        usage = self._kv_usage if self._streams else 0.0
+        return None if self.kv_tokens is None else usage
 
     @property
     def unsupported(self) -> frozenset[str]:

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraplex.server.engine.bank import is_adapter
-from loraplex.server.engine.folder_cache import trim
+from loraplex.server.engine.folder_cache import discard, trim
 from loraplex.server.engine.fused import largest_ranks
-from loraplex.server.engine.linker import Linked, link, link_slots, most_adapters, takes_operator
+from loraplex.server.engine.linker import CONFIG, Linked, link, link_slots, most_adapters, takes_operator
 from loraplex.server.engine.residency import choose
 from loraplex.server.engine.routed_engine import EngineOptions, RoutedEngine
 from loraplex.server.engine.routed_sequence import Sequence as Running
@@ -28,6 +28,10 @@ from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import BundleInvalid, LoraplexError
 
 logger = logging.getLogger("loraplex.routed")
+
+RETRY_SECONDS = 5.0
+"""After which linking is tried again that failed for no fault of the adapters, as where a disk is full. Twice as many
+each time that it is the engine that cannot be loaded: every try moves what runs."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,25 @@ class Engines:
         self._linker = ThreadPoolExecutor(1, thread_name_prefix="linker")
         self._outgrown: set[Adapter] = set()
         self._hopeless: tuple[Adapter, ...] = ()
+        """A set that could not be linked, and is not tried again before `_again`."""
+        self._again = 0.0
+        self._failures = 0
+        """How often an engine for `_hopeless` could not be loaded, but for the first time."""
         self._broken: set[Adapter] = set()
         try:
             self.places = min(max_linked, most_adapters(folder))
             """Adapters that have room in the graph at the same time."""
-            linked = self._link_slots(dict(ranks)) if self.operator else link(folder, {}, cache)
-            self.current = self._load(linked, ())
-        except (OSError, RuntimeError) as error:
+            linked = self._link_slots(dict(ranks))
+            try:
+                self.current = self._load(linked, ())
+            except RuntimeError as error:
+                logger.warning("the linked model cannot be loaded, it is linked anew: %s", error)
+                _discard(linked)
+                self.current = self._load(self._link_slots(dict(ranks)), ())
+        except OSError as error:
+            problem = f"the base in {folder} cannot be linked in {cache}: {error}; --link-cache takes another folder"
+            raise BundleInvalid(problem) from None
+        except RuntimeError as error:
             raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
 
     def add(self, adapter: Adapter) -> bool:
@@ -100,9 +116,24 @@ class Engines:
             self._outgrown.add(adapter)
         return not outgrown
 
+    def busy(self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]) -> bool:
+        """Whether there is something to do; the parameters are those of `next_link`."""
+        if self.current.running or self.current.cold or self.draining or self.linking:
+            return True
+        return self.next_link(adapters, waiting) is not None
+
+    @property
+    def resting(self) -> bool:
+        """Whether a set that could not be linked is left alone for a while."""
+        return bool(self._hopeless) and time.monotonic() < self._again
+
+    def is_broken(self, adapter: Adapter) -> bool:
+        """Whether its file could not be read when it was to be linked: nothing links it until it is loaded anew."""
+        return adapter in self._broken
+
     def forget(self, adapter: Adapter) -> Future[Linked] | None:
         """What still reads its file, if anything does."""
-        self._outgrown.discard(adapter)
+        self._broken.discard(adapter)
         # With the operator no adapter is part of what is linked.
         reads = self.linking is not None and self.operator is None and adapter in self.linking.adapters
         return self.linking.linked if self.linking and reads else None
@@ -115,14 +146,16 @@ class Engines:
         `adapters` says of all that are registered or waited for when they were last used, in any growing unit;
         `waiting` are those that sequences wait for. In most steps nobody has to count the adapters.
         """
-        if self.operator and not self._outgrown and not (waiting and self.current.slots.worn_out):
+        worn_out = bool(waiting) and self.current.slots.worn_out
+        if self.operator and not self._outgrown and not worn_out:
             return None
         known = {adapter: used for adapter, used in adapters().items() if adapter not in self._broken}
         if self.operator:
-            names: tuple[Adapter, ...] | None = tuple(known)
+            self._outgrown &= known.keys()  # the others were unloaded, and nobody waits for them any more
+            names = tuple(known) if self._outgrown or worn_out else None
         else:
             names = choose(known, self.current.slots.adapters, waiting, self.places, self._pinned)
-        return names if names != self._hopeless else None
+        return None if self.resting and names == self._hopeless else names
 
     def advance(self, adapters: Callable[[], Mapping[Adapter, int]], waiting: Sequence[Adapter]) -> Change | None:
         """Carry a change of engines forward by what can be done now; the parameters are those of `next_link`."""
@@ -144,7 +177,8 @@ class Engines:
                 ranks = largest_ranks(adapter.ranks for adapter in chosen)
                 self.linking = Link(self._linker.submit(self._link_slots, ranks), chosen, since)
             else:
-                files = {adapter.name: adapter.file for adapter in chosen}
+                # Two loads of one name may be among them: one that requests still wait for, and what replaced it.
+                files = {f"{slot} {adapter.name}": adapter.file for slot, adapter in enumerate(chosen, 1)}
                 self.linking = Link(self._linker.submit(link, self._folder, files, self._cache), chosen, since)
         return None
 
@@ -158,12 +192,11 @@ class Engines:
             linked = link.linked.result()
         except (OSError, LoraplexError) as error:
             logger.error("adapters cannot be linked: %s", error)
-            broken = {adapter for adapter in link.adapters if not is_adapter(adapter.file)}
+            # With the operator no file of an adapter was read.
+            read = () if self.operator else link.adapters
+            broken = frozenset(adapter for adapter in read if not is_adapter(adapter.file))
             self._broken |= broken
-            if not broken:
-                # The same set would fail again; a change of the adapters makes it another one.
-                self._hopeless = link.adapters
-            return Change([], frozenset(broken or link.adapters), str(error))
+            return Change([], broken or self._give_up(link, RETRY_SECONDS), str(error))
         since = time.monotonic()
         moving: list[Running] = []
         adapters = () if self.operator else link.adapters
@@ -176,9 +209,21 @@ class Engines:
             moving = self.current.take_all()
             if changed := sum(each.movable and each.promised for each in moving):
                 logger.warning("%d answers with a seed go on with other tokens than they would have had", changed)
+            before, slots = self.current.linked, () if self.operator else self.current.slots.adapters
             del self.current
-            engine = self._load(linked, adapters)
+            try:
+                engine = self._load(linked, adapters)
+            except RuntimeError as error:
+                # So it was not the old engine's memory: the folder is damaged, or too much for this GPU by itself.
+                logger.error("the linked model cannot be loaded, the one before goes on: %s", error)
+                _discard(linked)
+                self.current = self._load(before, slots)
+                self.changed = time.monotonic()
+                self._failures = self._failures + 1 if link.adapters == self._hopeless else 0
+                return Change(moving, self._give_up(link, RETRY_SECONDS * 2**self._failures), str(error))
+            trim(self._cache)
         self.current = engine
+        self._failures = 0
         self._outgrown = {adapter for adapter in self._outgrown if self._outgrows(adapter)}
         self.changed = time.monotonic()
         logger.info(
@@ -189,12 +234,27 @@ class Engines:
         )
         return Change(moving)
 
+    def _give_up(self, link: Link, seconds: float) -> frozenset[Adapter]:
+        """Leave alone for a while what would fail again at once; the adapters whose requests are not to wait for it."""
+        self._hopeless, self._again = link.adapters, time.monotonic() + seconds
+        # With the operator the engine at hand has room for the others.
+        outgrown = frozenset(filter(self._outgrows, link.adapters))
+        return outgrown or frozenset(link.adapters) - set(self.current.slots.adapters)
+
     def _link_slots(self, ranks: dict[str, int]) -> Linked:
         if not ranks or self.operator is None:
             return link(self._folder, {}, self._cache)
         return link_slots(self._folder, ranks, self.places, self._cache, self.operator)
 
     def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
-        engine = RoutedEngine(linked, adapters, self._device, self._threads, self._options)
+        try:
+            engine = RoutedEngine(linked, adapters, self._device, self._threads, self._options)
+        except (OSError, ValueError, LookupError) as error:
+            raise RuntimeError(f"{linked.folder / CONFIG} cannot be read: {error}") from None
         engine.slots.pinned = self._pinned
         return engine
+
+
+def _discard(linked: Linked) -> None:
+    if linked.held:
+        discard(linked.held)

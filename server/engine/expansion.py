@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,6 +85,8 @@ def _expand_layers(graph: onnx.GraphProto, files: dict[str, Path], data: Path) -
         offset += -(-2 * sizes["K"] * sizes["N"] // _PAGE) * _PAGE
     with data.open("wb") as stream:
         stream.truncate(offset)
+        if sys.platform == "linux":  # where a write to a map that finds the disk full would end the process
+            os.posix_fallocate(stream.fileno(), 0, offset)
     whole = np.memmap(data, np.uint8, "r+", shape=(offset,))
 
     def write(node: onnx.NodeProto, place: int) -> None:

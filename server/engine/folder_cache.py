@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable
@@ -46,7 +45,9 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
         return found
     cache.mkdir(parents=True, exist_ok=True)
     _sweep(cache)
-    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=cache))
+    # Not one of tempfile's, which only their user may read: a cache may be shared.
+    draft = cache / (_DRAFT + secrets.token_hex(8))
+    draft.mkdir()
     lock = _lock(draft)
     try:
         fill(draft)
@@ -60,6 +61,12 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
             return found
         raise
     return Held(folder, lock)
+
+
+def discard(held: Held) -> None:
+    """Take a damaged folder out of the cache, so that `make` fills a new one. Whoever uses it goes on using it."""
+    with suppress(OSError):
+        held.folder.rename(held.folder.with_name(_DRAFT + secrets.token_hex(8)))
 
 
 def trim(cache: Path, *, count: int = 4) -> None:

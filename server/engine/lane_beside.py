@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,9 +13,12 @@ from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.slots import Adapter
-from loraplex.server.errors import AdapterInvalid
+from loraplex.server.errors import AdapterInvalid, BundleInvalid
 
 logger = logging.getLogger("loraplex.routed")
+
+RELINK_SECONDS = 10.0
+"""From one change of engines to the next that is made for adapters whose requests are answered meanwhile."""
 
 Folders = Mapping[Adapter, tuple[Path, AdapterManifest]]
 
@@ -30,17 +34,29 @@ class LaneBeside:
         self._unsupported = unsupported
         self._folders = folders
         self._lane: Lane | None = None
+        self._cold: dict[Adapter, None] = {}
 
     @property
     def busy(self) -> bool:
         return self._lane is not None and self._lane.busy
 
-    def take(self, request: Submit) -> bool:
-        """Whether it takes this one on."""
+    def take(self, request: Submit, cold: Adapter | None = None) -> bool:
+        """Whether it takes this one on; `cold` is its adapter where the routed engine does not have it."""
         if request.asks_for(self._unsupported) or (lane := self._opened()) is None:
             return False
         lane.submit(request)
+        if cold:
+            self._cold[cold] = None
         return True
+
+    def cold(self, changed: float) -> list[Adapter]:
+        """Adapters that it answered for and the routed engine could, each of them once; none where that engine has
+        `changed` a short time ago, by time.monotonic().
+        """
+        if not self._cold or time.monotonic() - changed < RELINK_SECONDS:
+            return []
+        found, self._cold = self._cold, {}
+        return [adapter for adapter in found if adapter in self._folders]
 
     def step(self) -> list[Output]:
         return self._lane.step() if self._lane and self._lane.busy else []
@@ -59,7 +75,7 @@ class LaneBeside:
         return (self._lane.unload_adapter(name) if self._lane else None) or ()
 
     def _opened(self) -> Lane | None:
-        if self._lane is None and self._open and (lane := self._open()):
+        if self._lane is None and self._open and (lane := self._try_to_open(self._open)):
             for adapter, (folder, manifest) in self._folders.items():
                 try:
                     lane.load_adapter(adapter.name, folder, manifest)
@@ -67,3 +83,10 @@ class LaneBeside:
                     logger.warning("%s", error.message)
             self._lane = lane
         return self._lane
+
+    def _try_to_open(self, open_lane: Callable[[], Lane | None]) -> Lane | None:
+        try:
+            return open_lane()
+        except BundleInvalid as error:
+            logger.warning("no engine beside the routed one: %s", error.message)
+            return None

@@ -122,17 +122,13 @@ def _unsupported_beside(folder: Path) -> frozenset[str]:
 
 
 def _open_beside(start: Start) -> GeneratorLane | None:
-    """The generator lane on a GPU where another lane runs; None where there is no memory for it."""
+    """The generator lane on a GPU where another lane runs; None where it has no memory. Raises BundleInvalid."""
     folder = Path(start.folder)
     needed = sum(file.stat().st_size for file in folder.iterdir()) + 2**30
     if (free := free_bytes()) is not None and free < needed:
         logger.warning("no memory for the generator engine beside the routed one: %d MiB free", free // 2**20)
         return None
-    try:
-        return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
-    except BundleInvalid as error:
-        logger.warning("no generator engine beside the routed one: %s", error.message)
-        return None
+    return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
 
 
 def _choose_weights(start: Start, folder: Path, cache: Path, running: int) -> Path:
@@ -146,7 +142,11 @@ def _choose_weights(start: Start, folder: Path, cache: Path, running: int) -> Pa
         or (start.routed.weights == "auto" and not (running >= MANY and fits))
     ):
         return folder
-    return expand(folder, cache / "float16")
+    try:
+        return expand(folder, cache / "float16")
+    except OSError as error:
+        problem = f"the weights cannot be expanded to float16 in {cache}: {error}; use --weights int4 or a --link-cache"
+        raise BundleInvalid(problem) from None
 
 
 def _ranks(start: Start) -> dict[str, int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from loraplex.server.bundle import AdapterManifest
-from loraplex.server.engine.engines import Change, Engines
+from loraplex.server.engine.engines import Engines
 from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.lane_beside import LaneBeside
@@ -27,6 +27,7 @@ from loraplex.server.engine.messages import Output, Submit
 from loraplex.server.engine.packing import Packer
 from loraplex.server.engine.routed_engine import UNSUPPORTED, EngineOptions
 from loraplex.server.engine.routed_sequence import Sequence as Running
+from loraplex.server.engine.routed_sequence import is_seeded
 from loraplex.server.engine.slots import Adapter
 from loraplex.server.errors import BundleInvalid, LoraplexError
 
@@ -102,16 +103,8 @@ class RoutedLane:
 
     @property
     def busy(self) -> bool:
-        return bool(
-            self._ended
-            or self._engines.current.running
-            or self._engines.current.cold
-            or self._waiting
-            or self._engines.draining
-            or self._engines.linking
-            or self._engines.next_link(self._wanted, self._waited_for)
-            or self._fallback.busy
-        )
+        engines = self._engines.busy(self._wanted, self._waited_for)
+        return bool(self._ended or self._waiting or engines or self._fallback.busy)
 
     @property
     def places(self) -> int:
@@ -150,7 +143,9 @@ class RoutedLane:
         unknown = request.asks_for(UNSUPPORTED)
         engines = self._engines
         cold = adapter is not None and engines.operator is None and adapter not in engines.current.slots
-        if (unknown or cold) and self._fallback.take(request):
+        # The static engine on a CPU takes no seed for a single sequence.
+        seeded = self.device == "cpu" and is_seeded(request.sampling)
+        if (unknown or cold or seeded) and self._fallback.take(request, adapter if cold else None):
             return
         if unknown:
             problem = f"there is no memory for an engine that has {unknown}"
@@ -162,17 +157,18 @@ class RoutedLane:
         self._change_adapters()
         outputs, self._ended = self._ended, []
         engines, engine = self._engines, self._engines.current
-        for each in (engines.draining, engine):
-            if each and each.running and not each.warming:
-                outputs += each.run()
+        running = [each for each in (engines.draining, engine) if each and each.running and not each.warming]
+        for each in running:
+            outputs += each.run()
         outputs += self._fallback.step()
-        if outputs or (engine.running and not engine.warming):
+        if outputs or running or self._fallback.busy:
             return outputs
         if engine.cold and not (engines.draining or self._waiting):
             engine.warm_up()
-        else:
-            pending = [*self._packer.pending, *([engines.linking.linked] if engines.linking else ())]
+        elif pending := [*self._packer.pending, *([engines.linking.linked] if engines.linking else ())]:
             wait(pending, IDLE_WAIT, "FIRST_COMPLETED")
+        elif engines.resting:
+            time.sleep(IDLE_WAIT)
         return outputs
 
     def cancel(self, sequence: int) -> None:
@@ -221,11 +217,15 @@ class RoutedLane:
         return None
 
     def _begin(self, sequence: Running) -> None:
-        if sequence.adapter is not None and not self._may_begin(sequence.adapter):
-            self._waiting.append(sequence)
-            return
-        if not sequence.movable:
+        adapter, problem = sequence.adapter, ""
+        if adapter is not None and not self._may_begin(adapter):
+            if not self._engines.is_broken(adapter):
+                self._waiting.append(sequence)
+                return
+            problem = f"the adapter cannot be linked: {adapter.file.name} cannot be read"
+        elif not sequence.movable:
             problem = "the engine was replaced, and a guided answer cannot go on in another one: ask again"
+        if problem:
             self._ended.append(Output(sequence.request.sequence, [], error=problem))
             return
         try:
@@ -248,16 +248,16 @@ class RoutedLane:
 
     def _change_adapters(self) -> None:
         """Carry the change of adapters forward by what can be done now."""
-        if change := self._engines.advance(self._wanted, self._waited_for):
-            self._follow(change)
-        if self._engines.operator and self._waiting:
+        engines, waiting = self._engines, self._waited_for
+        if not (engines.linking or engines.draining):
+            waiting += self._fallback.cold(engines.changed)
+        if change := engines.advance(self._wanted, waiting):
+            if change.failed:
+                self._fail_waiting(change.failed, change.error)
+            if change.moving or not change.failed:
+                self._move(change.moving)
+        if engines.operator and self._waiting:
             self._write_waiting()
-
-    def _follow(self, change: Change) -> None:
-        if change.failed:
-            self._fail_waiting(change.failed, f"the adapter cannot be linked: {change.error}")
-        else:
-            self._move(change.moving)
 
     def _write_waiting(self) -> None:
         """Copy what requests wait for into the graph, those that waited longest first, and let these begin."""
@@ -278,7 +278,7 @@ class RoutedLane:
                     short += 1
             except (OSError, RuntimeError, LoraplexError) as error:
                 logger.error("adapter %s cannot be used: %s", adapter.name, error)
-                self._fail_waiting({adapter}, f"the adapter cannot be linked: {error}")
+                self._fail_waiting({adapter}, str(error))
         slots.promise(short, now, self._held, written)
         overdue = slots.overdue(now - self._turn_seconds)
         for adapter in overdue:
@@ -293,7 +293,8 @@ class RoutedLane:
         for sequence in (*sequences, *waiting):
             self._begin(sequence)
 
-    def _fail_waiting(self, adapters: Collection[Adapter], error: str) -> None:
+    def _fail_waiting(self, adapters: Collection[Adapter], reason: str) -> None:
+        error = f"the adapter cannot be linked: {reason}"
         failing = [sequence for sequence in self._waiting if sequence.adapter in adapters]
         self._ended += [Output(sequence.request.sequence, [], error=error) for sequence in failing]
         self._waiting = deque(sequence for sequence in self._waiting if sequence.adapter not in adapters)

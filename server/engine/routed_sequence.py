@@ -34,8 +34,7 @@ class Sequence:
     def promised(self) -> bool:
         """Whether it would be another answer elsewhere than its client's seed gives: the engine begins every seed at
         its beginning."""
-        sampling = self.request.sampling
-        return bool(self.tokens) and sampling.seed_given and not is_greedy(sampling)
+        return bool(self.tokens) and is_seeded(self.request.sampling)
 
     @property
     def gives_way(self) -> bool:
@@ -51,3 +50,8 @@ def seed(sampling: Sampling, done: int) -> int:
 
 def is_greedy(sampling: Sampling) -> bool:
     return sampling.temperature == 0 or sampling.top_k == 1
+
+
+def is_seeded(sampling: Sampling) -> bool:
+    """Whether another seed would be another answer than the one that the client asked for."""
+    return sampling.seed_given and not is_greedy(sampling)

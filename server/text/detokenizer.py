@@ -21,7 +21,11 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._hidden = () if hidden is None else hidden
         self._skip_special = hidden is None
-        self._stream = DecodeStream(ids=list(before), skip_special_tokens=self._skip_special)
+        before = list(before)
+        # From ids that end in half a character a stream makes no prefix, and gives their text out as the answer's.
+        while before and tokenizer.decode(before, skip_special_tokens=self._skip_special).endswith("\ufffd"):
+            before.pop()
+        self._stream = DecodeStream(ids=before, skip_special_tokens=self._skip_special)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text these tokens complete; bytes of an unfinished character are kept for the next call."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,11 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from loraplex.build.assembly import build_base
+from loraplex.server.bundle import Bundle
+from loraplex.server.engine import opening
 from loraplex.server.engine.expansion import dequantize, expand, expanded_bytes
 from loraplex.server.engine.linker import MODEL, link_slots
+from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import BundleInvalid
 from tests.checkpoints import make_checkpoint, quiet
 
@@ -104,3 +110,44 @@ def test_what_cannot_be_expanded_is_refused(paged: Path, tmp_path: Path) -> None
     with pytest.raises(BundleInvalid, match="--weights int4"):
         expand(base, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing reserves room")
+def test_a_full_disk_is_told_from_a_failure(paged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is written: what writes to a map that finds no room is killed by the system."""
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert (offset, length) == (0, os.fstat(descriptor).st_size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        expand(paged, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(opening, "choose_device", lambda _: "cuda")
+    monkeypatch.setattr(opening, "find_operator", lambda _: None)
+    bundle = Bundle.open(paged.parents[1])
+    start = Start(
+        folder=str(bundle.variant("generator")),
+        base=bundle.manifest.base,
+        device="cuda",
+        threads=1,
+        prefill_chunk=0,
+        telemetry=False,
+        log_level="info",
+        log_format="console",
+        engine="routed",
+        kv_bytes=0,
+        max_running=0,
+        routed=Routed(
+            paged=str(paged),
+            adapters=[],
+            cache=str(tmp_path / "cache"),
+            weights="float16",
+            max_linked=0,
+            prefix_cache=True,
+            cuda_graphs=True,
+        ),
+    )
+    with pytest.raises(BundleInvalid, match=r"No space left on device; use --weights int4 or a --link-cache"):
+        opening.open_lane(start)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loraplex.server.engine.folder_cache import make, trim
+from loraplex.server.engine.folder_cache import discard, make, trim
 
 OTHER = """
 import sys, time
@@ -132,3 +132,27 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         make(tmp_path / "cache", "shared", fail)
     assert names(tmp_path / "cache") == set()
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_others_may_use_a_folder_if_they_may_use_what_is_made_here(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = make(tmp_path, "shared", write).folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_discarded_folder_is_made_anew(tmp_path: Path) -> None:
+    damaged = make(tmp_path, "one", write)
+    (damaged.folder / "model").write_text("damaged")
+    discard(damaged)
+    assert (make(tmp_path, "one", write).folder / "model").read_text() == "ours"
+    (draft,) = names(tmp_path) - {"one"}
+    age(tmp_path / draft, 3600)
+    make(tmp_path, "two", write)
+    assert names(tmp_path) == {"one", "two", draft}, "somebody may use it"
+    del damaged
+    make(tmp_path, "three", write)
+    assert names(tmp_path) == {"one", "two", "three"}

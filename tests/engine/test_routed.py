@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from loraplex.server.engine import lane_beside
 from loraplex.server.engine.messages import Sampling
 from tests.checkpoints import Family
 from tests.engine.lanes import Answer, Model, ask, batched, generator, run
@@ -84,6 +85,20 @@ def test_fallback_takes_what_is_cold_or_beyond_the_engine(llama: Model, cache: P
     answer = ask(lane, PROMPTS[0], "nine", 4, sampling=Sampling(temperature=0, logprobs=2))
     assert [len(each.top) for each in answer.logprobs] == [2] * 4
     assert answer.tokens == llama.expected("nine", PROMPTS[0], COUNT)[:4]
+
+
+def test_what_another_lane_answers_for_is_linked_in_turn(
+    llama: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_beside, "RELINK_SECONDS", 0.0)
+    other = batched(llama)
+    lane = routed(llama, cache, "four", "nine", max_linked=1, fallback=lambda: other)
+    for name in ("four", "nine", "four"):
+        check(llama, run(lane, requests((name,))), requests((name,)))
+        assert lane.linked == {name}
+    monkeypatch.setattr(lane_beside, "RELINK_SECONDS", 1e6)
+    check(llama, run(lane, requests(("nine",))), requests(("nine",)))
+    assert lane.linked == {"four"}, "at each request would be too often"
 
 
 def test_no_memory_for_a_fallback(llama: Model, cache: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from loraplex.server.engine.adapter_file import check_adapter
-from tests.engine.lanes import Answer, Model, ask, run
+from loraplex.server.engine.messages import Submit
+from tests.engine.lanes import GREEDY, Answer, Model, ask, run
 from tests.engine.routed_lane import COUNT, PROMPTS, check, load, requests, routed
 
 
@@ -77,6 +78,26 @@ def test_replaced_adapter(llama: Model, cache: Path) -> None:
     lane.load_adapter("four", folder, check_adapter(folder, llama.bundle.manifest.base))
     answer = ask(lane, PROMPTS[0], "four", COUNT)
     assert answer.tokens == llama.expected("some", PROMPTS[0], COUNT)
+
+
+def test_two_adapters_of_one_name(llama: Model, cache: Path) -> None:
+    """Whoever waits for the first is answered by the first, linked beside the second."""
+    lane = routed(llama, cache, "four", max_linked=3)
+    base = llama.bundle.manifest.base
+    answers = {}
+    for number, name in enumerate(("four", "nine")):
+        folder = llama.bundle.adapter(name)
+        lane.load_adapter("one", folder, check_adapter(folder, base))
+        lane.submit(Submit(number, "one", list(PROMPTS[0]), COUNT, GREEDY))
+        answers[number] = Answer()
+    load(lane, llama, "some")
+    lane.submit(Submit(2, "some", list(PROMPTS[0]), COUNT, GREEDY))
+    answers[2] = Answer()
+    while lane.busy:
+        for output in lane.step():
+            answers[output.sequence].add(output)
+    expected = [llama.expected(name, PROMPTS[0], COUNT) for name in ("four", "nine", "some")]
+    assert [answers[number].tokens for number in range(3)] == expected
 
 
 def test_broken_adapter_fails_its_own_requests_only(llama: Model, cache: Path, tmp_path: Path) -> None:

@@ -95,12 +95,17 @@ class Engine:
 class Engines:
     operator = True
     draining = linking = None
+    changed = 0.0
+    resting = False
 
     def __init__(self, engine: Engine) -> None:
         self.current = engine
 
-    def next_link(self, *_: Any) -> None:
-        return None
+    def busy(self, *_: Any) -> bool:
+        return bool(self.current.running)
+
+    def is_broken(self, _: Adapter) -> bool:
+        return False
 
     def advance(self, *_: Any) -> None:
         return None
@@ -124,6 +129,7 @@ def make_lane(clock: list[float], slots: int = SLOTS, prefill: int = 0) -> Route
     lane = RoutedLane.__new__(RoutedLane)
     adapters = {name: Adapter(name, Path(name), name, {}) for name in map(str, range(ADAPTERS))}
     lane.unsupported = frozenset()
+    lane.device = "cuda"
     for field, value in {
         "engines": Engines(Engine(clock, slots, prefill)),
         "packer": Packer(),

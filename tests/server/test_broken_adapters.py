@@ -59,6 +59,17 @@ def another_projection(folder: Path) -> None:
     _edit(folder, ranks={name.replace("0.attn", "9.attn"): rank for name, rank in ranks.items()})
 
 
+def no_tensors(folder: Path) -> None:
+    from onnxruntime import AdapterFormat
+
+    file = AdapterFormat()
+    file.set_adapter_version(1)
+    file.set_model_version(1)
+    file.set_parameters({})
+    file.export_adapter(str(_weights(folder)))
+    _edit(folder, sha256=sha256(_weights(folder)), ranks={})
+
+
 def no_weights(folder: Path) -> None:
     _weights(folder).unlink()
 
@@ -84,6 +95,7 @@ BREAKAGES: dict[Callable[[Path], None], str] = {
     another_dtype: "float16",
     another_rank: "shape",
     another_projection: "not in adapter.json",
+    no_tensors: "no tensors",
     no_weights: "no such file",
     outside: "inside this folder",
     no_json: "adapter.json",

@@ -15,6 +15,8 @@ import onnx
 import openai
 import pytest
 
+from loraplex.server.bundle import Bundle
+from loraplex.server.engine.linker import link
 from tests.checkpoints import reference_tokens
 from tests.server.calls import call, upload
 from tests.server.conftest import DEMO, TinyBundle
@@ -117,6 +119,25 @@ def test_no_answer_has_ids_out_of_range(server: ServerProcess) -> None:
     assert all(8 <= int(word.removeprefix("w")) < 160 for word in answer.text.split())
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_seed_gives_its_answer_again(server: ServerProcess, count: int) -> None:
+    def sample(seed: int) -> list[str]:
+        answer = server.client.completions.create(
+            model="middle",
+            prompt=PROMPT,
+            n=count,
+            seed=seed,
+            temperature=1.5,
+            max_tokens=24,
+            extra_body={"ignore_eos": True},
+        )
+        return [choice.text for choice in answer.choices]
+
+    first = sample(11)
+    assert sample(11) == sample(11) == first
+    assert len({*first, *sample(1000)}) == 2 * count
+
+
 def test_what_the_engine_cannot_do_another_does(tiny: TinyBundle, server: ServerProcess) -> None:
     """On a CPU the batched engine is opened beside it; it shares nothing with the routed one but the weights' file."""
     answer = ask(server, "middle", PROMPT, logprobs=2, max_tokens=6)
@@ -140,6 +161,43 @@ def test_fewer_slots_than_adapters(tiny: TinyBundle, tmp_path: Path) -> None:
             for model in MODELS:
                 expected = text(reference_tokens(tiny.checkpoint, tiny.adapters.get(model), PROMPT, 24))
                 assert ask(server, model, PROMPT).text.strip() == expected.strip()
+
+
+@pytest.mark.slow
+def test_damaged_folders_in_the_cache_are_linked_anew(tiny: TinyBundle, tmp_path: Path) -> None:
+    """That of the base at start, that of the adapters while it serves."""
+    cache = tmp_path / "cache" / "linked"
+    flags = ("--engine", "routed", "--device", "cpu", "--link-cache", str(cache.parent))
+    expected = {
+        model: text(reference_tokens(tiny.checkpoint, tiny.adapters.get(model), PROMPT, 24)).strip() for model in MODELS
+    }
+
+    def serve(log: Path) -> str:
+        """Ask for every model until all are linked, and once more; the log."""
+        with serving(tiny.folder, log, *flags) as server:
+            engine, linked = server.engine().pid, False
+
+            def answers() -> bool:
+                nonlocal linked
+                before, linked = linked, "4 adapters linked" in log.read_text()
+                for model in MODELS:
+                    assert ask(server, model, PROMPT).text.strip() == expected[model]
+                return before
+
+            wait_until(answers, log.read_text)
+            assert server.engine().pid == engine
+        return log.read_text()
+
+    assert "linked anew" not in serve(tmp_path / "first")
+    link(Bundle.open(tiny.folder).variant("generator"), {}, cache)  # the base's is the oldest, and may be gone
+    for folder in cache.iterdir():
+        for name in ("model.onnx", "bank.data"):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[: len(content) // 2])
+    log = serve(tmp_path / "second")
+    assert "it is linked anew" in log
+    assert "the one before goes on" in log
+    assert "Traceback" not in log
 
 
 def test_what_no_engine_of_an_old_bundle_has_is_refused(tiny: TinyBundle, tmp_path: Path) -> None:

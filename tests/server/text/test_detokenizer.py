@@ -39,6 +39,18 @@ def test_a_cut_leaves_whole_characters(text: str, data: st.DataObject) -> None:
     assert "�" not in out
 
 
+@given(st.lists(st.integers(0, 255), max_size=8), st.text(alphabet="aé東 🇯", min_size=1, max_size=10))
+@example(TOKENIZER.encode("東").ids[:2], "x")
+@example(TOKENIZER.encode("\ufffd").ids, "東")
+@example(TOKENIZER.encode("a\ufffd\ufffd").ids, "a")
+def test_what_is_before_does_not_come_out(before: list[int], text: str) -> None:
+    """Not even where it ends in half a character, or in the sign for one."""
+    ids = TOKENIZER.encode(text).ids
+    assert Detokenizer(TOKENIZER, before).decode(ids) == text
+    one_by_one = Detokenizer(TOKENIZER, before)
+    assert "".join(one_by_one.decode([token]) for token in ids) == text
+
+
 @given(st.lists(st.integers(0, 255), max_size=60))
 def test_bytes_that_are_no_text_do_not_stop_it(ids: list[int]) -> None:
     detokenizer = Detokenizer(TOKENIZER)
