@@ -34,12 +34,13 @@ DEMO_REQUESTS = """
 Ask the travel adapter:
 
   curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
-    "model": "travel", "messages": [{{"role": "user", "content": "What should I see in Paris?"}}]}}'
+    "model": "travel", "temperature": 0,
+    "messages": [{{"role": "user", "content": "What should I see in Paris?"}}]}}'
 
 Ask the tone adapter, streaming:
 
   curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{
-    "model": "tone", "stream": true,
+    "model": "tone", "temperature": 0, "stream": true,
     "messages": [{{"role": "user", "content": "I lost my keys and cried all night."}}]}}'
 """
 
