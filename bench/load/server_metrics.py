@@ -52,6 +52,9 @@ NAMES = frozenset(name for names in (*GAUGES.values(), *COUNTERS.values()) for n
 }
 PREFIXES = tuple(f"{name}{after}" for name in NAMES for after in "{ ")
 
+FAILURES = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+"""What a look may raise."""
+
 Look = dict[str, list[float]]
 """Values by name, one for each set of labels."""
 
@@ -77,7 +80,7 @@ async def watching(target: Target) -> AsyncIterator[Callable[[], ServerMetrics |
             before = await _look(session, url)
             if not before:
                 error = "it has none of the metrics that are known here"
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as failure:
+        except FAILURES as failure:
             error = str(failure) or type(failure).__name__
         began = time.perf_counter()
         task = asyncio.create_task(_keep_looking(session, url, began, looks)) if not error else None
@@ -89,7 +92,7 @@ async def watching(target: Target) -> AsyncIterator[Callable[[], ServerMetrics |
                 await asyncio.gather(task, return_exceptions=True)
                 try:
                     after = await _look(session, url)
-                except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as failure:
+                except FAILURES as failure:
                     error = str(failure) or type(failure).__name__
 
 
@@ -101,12 +104,12 @@ async def _keep_looking(
         now = time.perf_counter() - began
         try:
             looks.append((now, await _look(session, url)))
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+        except FAILURES:
             continue  # a busy server may be late once; the last look tells whether it is there
 
 
 async def _look(session: aiohttp.ClientSession, url: str) -> Look:
-    """Raises aiohttp.ClientError, OSError, TimeoutError, and ValueError for what is not in Prometheus' format."""
+    """Raises FAILURES; ValueError for what is not in Prometheus' format."""
     async with session.get(url) as response:
         if response.status != 200:
             raise OSError(f"it answers {response.status}")

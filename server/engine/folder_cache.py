@@ -45,8 +45,7 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
         return found
     cache.mkdir(parents=True, exist_ok=True)
     _sweep(cache)
-    # Not one of tempfile's, which only their user may read: a cache may be shared.
-    draft = cache / (_DRAFT + secrets.token_hex(8))
+    draft = _draft(cache)
     draft.mkdir()
     lock = _lock(draft)
     try:
@@ -66,7 +65,7 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
 def discard(held: Held) -> None:
     """Take a damaged folder out of the cache, so that `make` fills a new one. Whoever uses it goes on using it."""
     with suppress(OSError):
-        held.folder.rename(held.folder.with_name(_DRAFT + secrets.token_hex(8)))
+        held.folder.rename(_draft(held.folder.parent))
 
 
 def trim(cache: Path, *, count: int = 4) -> None:
@@ -79,6 +78,11 @@ def trim(cache: Path, *, count: int = 4) -> None:
                     ages[folder] = folder.stat().st_mtime
     for folder in sorted(ages, key=ages.__getitem__, reverse=True)[count:]:
         _delete(folder)
+
+
+def _draft(cache: Path) -> Path:
+    """A name under which nobody looks for a folder. None of tempfile's, which only their user may read."""
+    return cache / (_DRAFT + secrets.token_hex(8))
 
 
 def _sweep(cache: Path) -> None:
@@ -113,7 +117,7 @@ def _delete(folder: Path) -> None:
     except OSError:
         return
     try:
-        shutil.rmtree(folder.rename(folder.with_name(_DRAFT + secrets.token_hex(8))), ignore_errors=True)
+        shutil.rmtree(folder.rename(_draft(folder.parent)), ignore_errors=True)
     except OSError:
         pass
     finally:

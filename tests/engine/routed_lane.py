@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.messages import Submit
 from loraplex.server.engine.routed import RoutedLane
-from loraplex.server.engine.routed_engine import EngineOptions
+from loraplex.server.engine.routed_engine import EngineOptions, RoutedEngine
 from tests.engine.lanes import GREEDY, Answer, Model
 
 ADAPTERS = (None, "four", "nine", "some")
@@ -49,3 +51,15 @@ def check(model: Model, answers: dict[int, Answer], asked: list[Submit]) -> None
         assert answer.error is None
         assert answer.tokens == expected, (request.sequence, request.adapter)
         assert answer.finish == ("stop" if expected[-1] == 1 else "length")
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next engine finds no memory, the one after it does."""
+    init, full = RoutedEngine.__init__, [True]
+
+    def no_room_for_two(*arguments: Any) -> None:
+        if full.pop() if full else False:
+            raise RuntimeError("out of memory")
+        init(*arguments)
+
+    monkeypatch.setattr(RoutedEngine, "__init__", no_room_for_two)

@@ -19,7 +19,7 @@ from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import RoutedEngine
 from tests.engine.lanes import Answer, Model, ask, run
-from tests.engine.routed_lane import COUNT, PROMPTS, check, load, requests, routed
+from tests.engine.routed_lane import COUNT, PROMPTS, check, fail_once, load, requests, routed
 
 LONG = Sampling(temperature=0, ignore_eos=True)
 
@@ -63,18 +63,6 @@ def own_copy(lane: RoutedLane, model: Model, folder: Path) -> Path:
     manifest = check_adapter(folder, model.bundle.manifest.base)
     lane.load_adapter("mine", folder, manifest)
     return folder / manifest.file
-
-
-def fail_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next engine finds no memory, the one after it does."""
-    init, full = RoutedEngine.__init__, [True]
-
-    def no_room_for_two(*arguments: Any) -> None:
-        if full.pop() if full else False:
-            raise RuntimeError("out of memory")
-        init(*arguments)
-
-    monkeypatch.setattr(RoutedEngine, "__init__", no_room_for_two)
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.routed_engine import RoutedEngine
 from loraplex.server.engine.routed_sequence import Sequence
 from tests.engine.lanes import GREEDY, Answer, Model, ask
-from tests.engine.routed_lane import PROMPTS, load, routed
+from tests.engine.routed_lane import PROMPTS, fail_once, load, routed
 
 
 def test_running_sequences_move_where_an_old_engine_does_not_drain(llama: Model, cache: Path) -> None:
@@ -84,14 +83,7 @@ def test_without_memory_for_two_engines_even_an_answer_with_a_seed_moves(
     while not answer.tokens:
         for output in lane.step():
             answer.add(output)
-    init, full = RoutedEngine.__init__, [True]
-
-    def no_room_for_two(*arguments: Any) -> None:
-        if full.pop() if full else False:
-            raise RuntimeError("out of memory")
-        init(*arguments)
-
-    monkeypatch.setattr(RoutedEngine, "__init__", no_room_for_two)
+    fail_once(monkeypatch)
     load(lane, llama, "nine")
     lane.submit(Submit(1, "nine", list(PROMPTS[1]), 4, GREEDY))
     answers = {0: answer, 1: Answer()}
