@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -60,12 +61,23 @@ DISTINCT = 8
 """Adapters that are made; where there are more they repeat, which changes nothing about the time."""
 
 
-def make_bundle(folder: Path, adapters: int, rank: int = 16, *, tiny: bool = False, device: str = "cuda") -> Bundle:
-    """A bundle with adapters `a0`, `a1` ... on all seven linear layers; one that stands there is taken as it is."""
+def make_bundle(
+    folder: Path,
+    adapters: int,
+    rank: int = 16,
+    *,
+    tiny: bool = False,
+    device: str = "cuda",
+    shape: Mapping[str, int] | None = None,
+) -> Bundle:
+    """A bundle with adapters `a0`, `a1` ... on all seven linear layers; one that stands there is taken as it is.
+
+    `shape` changes SHAPE.
+    """
     output = folder / "bundle"
     if (output / MANIFEST).is_file():
         return Bundle.open(output)
-    checkpoint = _make_checkpoint(folder / "checkpoint", SHAPE | (TINY if tiny else {}))
+    checkpoint = _make_checkpoint(folder / "checkpoint", SHAPE | (TINY if tiny else {}) | dict(shape or {}))
     if device == "cuda":
         bundle = _export(checkpoint, output)
     else:
