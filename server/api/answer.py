@@ -122,8 +122,7 @@ class Answer:
         end: bytes = DONE,
     ) -> Response:
         """The response that sends what `tell` writes of this answer, or the event `failed`, and then `end`."""
-        serving = self._serving
-        return EventStream(tell, failed, end, serving.writes, self.close, serving.settings.stop_timeout)
+        return EventStream(tell, failed, end, self._serving.writes, self.close)
 
     async def whole(self, request: Request, response: Coroutine[Any, Any, Response]) -> Response:
         """The response made of the whole answer; the work ends when the client leaves."""

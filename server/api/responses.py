@@ -106,7 +106,7 @@ class _Telling:
 
     async def tell(self, write: Write) -> None:
         number = self._writer.number
-        write(_event(events.Created(sequence_number=number(), response=self._response)))
+        write(_event(events.Created(sequence_number=number(), response=self._response)), more=True)
         write(_event(events.InProgress(sequence_number=number(), response=self._response)))
 
         def take(delta: Delta) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sse_starlette import EventSourceResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -66,8 +67,7 @@ def event(chunk: object, name: str = "") -> bytes:
 class EventStream(EventSourceResponse):
     """A streamed answer: what `tell` writes, and `end`. An error becomes the event `failed`, since the status is out.
 
-    `finish` is called however it ends, even before it began. From the signal that stops the server it has
-    `stop_timeout` seconds.
+    `finish` is called however it ends, even before it began.
 
     While the client keeps up, events leave where they are written: the way through a generator, a task and ASGI costs
     more than making them. What the client is not ready for goes that way, where its patience is measured.
@@ -80,9 +80,8 @@ class EventStream(EventSourceResponse):
         end: bytes,
         writes: Writes,
         finish: Callable[[], None],
-        stop_timeout: float,
     ) -> None:
-        super().__init__(self._leftovers(), ping=PING_SECONDS, shutdown_grace_period=stop_timeout)
+        super().__init__(self._leftovers())
         self._tell = tell
         self._failed = failed
         self._end = end
@@ -92,40 +91,48 @@ class EventStream(EventSourceResponse):
         self._told = False
         self._sending: float | None = None
         """Since when something is being sent, by the event loop's clock."""
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Two tasks besides this one. sse-starlette's task group has one for each thing to wait for, which costs a third
+        # of a request.
         outlet = self._writer.outlet = Outlet.of(scope)
         telling = asyncio.create_task(self._tell_all())
+        telling.add_done_callback(self._all_told)
+        leaving = asyncio.create_task(_disconnected(receive))
+        leaving.add_done_callback(lambda _: telling.cancel())
+        self._ping_later()
         try:
             async with asyncio.timeout(None) as patience:
                 self._watch(patience)
-                await super().__call__(scope, receive, partial(self._send, send))
+                await self._stream_response(partial(self._send, send))
         except TimeoutError:
             logger.warning("a client has not read its stream for %d s: cut off", SLOW_READER_SECONDS)
             if outlet:
                 outlet.cut()
         finally:
-            if self._timer:
-                self._timer.cancel()
+            for timer in self._timers.values():
+                timer.cancel()
             telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            leaving.cancel()
+            await asyncio.gather(telling, leaving, return_exceptions=True)
             self._finish()
 
     async def _tell_all(self) -> None:
         write = self._writer.write
         try:
-            try:
-                await self._tell(write)
-            except LoraplexError as error:
-                write(self._failed(error_body(error)))
-            except Exception:
-                logger.exception("a stream failed")
-                write(self._failed(INTERNAL_ERROR))
-            write(self._end)
-        finally:
-            self._told = True
-            self._writer.news.set()
+            await self._tell(write)
+        except LoraplexError as error:
+            write(self._failed(error_body(error)))
+        except Exception:
+            logger.exception("a stream failed")
+            write(self._failed(INTERNAL_ERROR))
+        write(self._end)
+
+    def _all_told(self, _: asyncio.Task[None]) -> None:
+        """Also where the client left before the first word."""
+        self._told = True
+        self._writer.news.set()
 
     async def _leftovers(self) -> AsyncGenerator[bytes, None]:
         """What was left, in pieces as large as a slow reader is still seen to read; lasts until all is told."""
@@ -146,11 +153,17 @@ class EventStream(EventSourceResponse):
         # sse-starlette's timer for each event takes longer than all else that it needs, and head and end have none.
         await send(message)
 
+    def _ping_later(self) -> None:
+        self._timers["ping"] = self._loop.call_later(PING_SECONDS, self._write_ping)
+
+    def _write_ping(self) -> None:
+        """A comment, so that no proxy takes a connection for idle."""
+        if not self._told:
+            self._writer.write(ServerSentEvent(comment=f"ping - {datetime.now(UTC)}").encode())
+            self._ping_later()
+
     async def _send(self, send: Send, message: Message) -> None:
         """Send a message, from head to end, while `_watch` looks on."""
-        if self._sending is not None:  # the other of events and pings waits, and is watched
-            await send(message)
-            return
         self._sending = self._loop.time()
         await send(message)
         self._sending = None
@@ -162,7 +175,7 @@ class EventStream(EventSourceResponse):
         if end <= now:
             patience.reschedule(now)
         else:
-            self._timer = self._loop.call_at(end, self._watch, patience)
+            self._timers["patience"] = self._loop.call_at(end, self._watch, patience)
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -171,7 +184,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     The body must have been read.
     """
     task = asyncio.ensure_future(work)
-    watch = asyncio.create_task(_disconnected(request))
+    watch = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -183,8 +196,8 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
 
 

@@ -56,7 +56,7 @@ class Client:
         """What comes of a whole answer."""
         found: Any = self  # transport and flow control in one
         extensions = Outlet(found, found).extension() if directly else {}
-        answer = EventStream(tell, event, b"end", writes or Writes(then=lambda: None), lambda: None, 1)
+        answer = EventStream(tell, event, b"end", writes or Writes(then=lambda: None), lambda: None)
         await answer({"type": "http", "method": "POST", "extensions": extensions}, self.receive, self.send)
         return self.got
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from loraplex.server.api import stream
 from loraplex.server.api.stream import EventStream, Write, event
@@ -53,7 +55,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(
 
     found: Any = client
     scope = {"type": "http", "method": "POST", "extensions": Outlet(found, found).extension()}
-    response = EventStream(tell, event, b"", Writes(then=lambda: None), lambda: ended.append("finish"), 1)
+    response = EventStream(tell, event, b"", Writes(then=lambda: None), lambda: ended.append("finish"))
     await response(scope, client.receive, client.send)
     assert ended == ["telling", "finish"]
     assert "cut off" in caplog.text
@@ -88,3 +90,36 @@ async def test_nothing_is_written_past_a_connection_that_closes(caplog: pytest.L
     await client.gets(tell)
     assert client.by_asgi == 1  # where its protocol says what becomes of it
     assert not caplog.records
+
+
+async def test_a_client_that_left_before_the_first_word_ends_the_answer() -> None:
+    class Gone(Client):
+        async def receive(self) -> Message:
+            return {"type": "http.disconnect"}
+
+    async def tell(write: Write) -> None:  # noqa: ARG001
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(60):
+        assert await Gone().gets(tell) == []
+
+
+async def test_a_connection_is_in_use_while_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    enough = asyncio.Event()
+
+    class Waiting(Client):
+        def write(self, chunk: bytes) -> None:
+            super().write(chunk)
+            if len(self.got) == 3:
+                enough.set()
+
+    async def tell(write: Write) -> None:
+        write(b"a")
+        await enough.wait()
+
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.01)
+    async with asyncio.timeout(60):
+        first, *pings, last = await Waiting().gets(tell)
+    assert (first, last) == (b"a", b"end")
+    for ping in pings:
+        assert re.fullmatch(rb": ping - [\d-]+ [\d:.]+\+00:00\r\n\r\n", ping)
