@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ REPORT_SECONDS = 1.0
 """From one log line about refused connections to the next."""
 CROWDED_SECONDS = 2.0
 """What a connection over the limit gets instead of HEAD_SECONDS, to ask and be refused."""
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
 class Refusals:
@@ -55,6 +57,7 @@ class LimitedRequest(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _bytes = 0
     _in_head = True
+    _in_body = False
     _last_piece = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +86,7 @@ class LimitedRequest(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._last_piece = self.loop.time()
-        super().data_received(data)
+        super().data_received(data if self._in_body else _without_upgrade(data))
         if self._in_head and not self.transport.is_closing():
             self._bytes += len(data)
             if self._bytes > MAX_BYTES:
@@ -100,7 +103,7 @@ class LimitedRequest(HttpToolsProtocol):
             self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._stop_timer()
         self._timer = self.loop.call_later(IDLE_SECONDS, self._check_body)
         super().on_headers_complete()
@@ -108,6 +111,7 @@ class LimitedRequest(HttpToolsProtocol):
         self.scope["extensions"] = Outlet(self.transport, self.flow).extension()
 
     def on_message_complete(self) -> None:
+        self._in_body = False
         self._stop_timer()
         super().on_message_complete()
 
@@ -130,6 +134,17 @@ class LimitedRequest(HttpToolsProtocol):
         if self._timer:
             self._timer.cancel()
             self._timer = None
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The beginning of a request, its offer to speak another protocol under a name that means nothing.
+
+    A server may ignore the offer (RFC 9110, 7.8), but httptools then takes the body for that protocol's. Java's own
+    client offers HTTP/2 with every request that is not encrypted.
+    """
+    end = data.find(b"\r\n\r\n")
+    found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data[: found.start()] + b"\r\nIgnored" + data[found.end() :] if found else data
 
 
 async def refuse_connection(scope: Any, receive: Any, send: Any) -> None:

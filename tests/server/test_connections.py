@@ -102,6 +102,27 @@ def test_clients_that_leave_with_another_request_sent_end_the_one_that_is_answer
     assert "ERROR" not in log
 
 
+def test_an_offer_to_speak_another_protocol_is_passed_over(server: ServerProcess) -> None:
+    """Java's client makes one with every request that is not encrypted, and sends its body all the same."""
+    body = json.dumps({"model": "small", "prompt": [10], "max_tokens": 1}).encode()
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    head = REQUEST[: REQUEST.index(b"content-length")] + offer
+    requests = [
+        head + b"content-length: %d\r\n\r\n" % len(body) + body,
+        head + b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(body) + body + b"\r\n0\r\n\r\n",
+    ]
+    with connect(server) as connection:
+        for each in (*requests, *requests):  # on one connection
+            connection.sendall(each)
+            answer = b""
+            while not answer.endswith(b"}"):
+                piece = connection.recv(65536)
+                assert piece, answer
+                answer += piece
+            assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert health(connection).startswith(b"HTTP/1.1 200")
+
+
 def test_bodies_and_headers_that_never_end_are_refused(server: ServerProcess) -> None:
     cases = {
         b"GET /health HTTP/1.1\r\n" + b"x-a: b\r\n" * 20_000: b"431",
