@@ -18,6 +18,7 @@ import onnx
 from loraplex.build.builder import CONFIG, MODEL
 from loraplex.build.errors import ExportFailed, first_line
 from loraplex.server.engine.linker import give_all_logits, link, share
+from loraplex.server.engine.routing import tag
 
 _BLOCKS = 32
 """Of the paged KV cache, 256 tokens each."""
@@ -38,7 +39,8 @@ def make_probe(variant: Path, target: Path, *, exact: bool) -> Path:
                     attribute.i = 1
     onnx.save(model, target / MODEL)
     for file in variant.iterdir():
-        if file.name != MODEL:
+        # A folder has a tokenizer's further chat templates.
+        if file.name != MODEL and file.is_file():
             share(file, target / file.name)
     return target
 
@@ -102,7 +104,8 @@ class PagedProbe:
         import onnxruntime_genai as og
 
         self._og = og
-        self._linked = link(variant, adapters, cache)
+        self._linked = link(variant, list(adapters.values()), cache)
+        self._slots = {name: slot for slot, name in enumerate(adapters, 1)}
         settings = json.loads((self._linked.folder / CONFIG).read_text(encoding="utf-8"))
         end = settings["model"]["eos_token_id"]
         self._end: int = end if isinstance(end, int) else end[0]
@@ -121,7 +124,8 @@ class PagedProbe:
         turn = self._og.TurnOptions(request)
         turn.set_max_generated_tokens(count)
         turn.set_do_sample(False)
-        request.begin_turn(np.asarray(self._linked.tag(list(ids), adapter), np.int32), turn)
+        prompt = tag(ids, self._slots[adapter] if adapter is not None else 0, self._linked.vocab_size)
+        request.begin_turn(np.asarray(prompt, np.int32), turn)
         flags, found = self._og.EngineEventFlags, list[int]()
         try:
             while True:

@@ -126,6 +126,8 @@ class _Decoding:
 
     def pass_on(self, output: Output, more: bool) -> bool:
         """As `engine.stream.Take`."""
+        if output.lane is not None:
+            self._clock.answered_by(output.lane)
         delta = self._decode(output, more)
         self._clock.tokens(len(delta.tokens), delta.cached)
         self._take(delta)

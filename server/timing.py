@@ -38,22 +38,31 @@ class Clock:
 
     def __init__(self, metrics: Metrics, clocks: Clocks, adapter: str, arrived: float, prompt_tokens: int) -> None:
         request = current()
-        labels = (metrics.lane, request.key_class if request else NO_KEY)
+        self._metrics = metrics
         self._clocks = clocks
         self._arrived = arrived
         self._queue = metrics.queue.labels(adapter)
         self._first_token = metrics.time_to_first_token.labels(adapter)
         self._inter_token = metrics.inter_token_latency.labels(adapter)
         self._end_to_end = metrics.end_to_end_latency.labels(adapter)
-        self._generated = metrics.generation_tokens.labels(adapter, *labels)
-        self._cached = metrics.cached_tokens.labels(adapter, *labels)
-        self._requests = metrics.requests
-        self._adapter, self._labels = adapter, labels
-        metrics.prompt_tokens.labels(adapter, *labels).inc(prompt_tokens)
+        self._adapter = adapter
+        self._key_class = request.key_class if request else NO_KEY
+        self._lane = ""
+        self.answered_by(metrics.lane)
         self._request = request
         self._record = SequenceRecord(prompt_tokens, time.perf_counter())
         if request:
             request.sequences.append(self._record)
+
+    def answered_by(self, lane: str) -> None:
+        """The lane to count it under, which is the server's unless another one answers."""
+        if lane == self._lane:
+            return
+        self._lane = lane
+        labels = self._adapter, lane, self._key_class
+        self._prompt = self._metrics.prompt_tokens.labels(*labels)
+        self._cached = self._metrics.cached_tokens.labels(*labels)
+        self._generated = self._metrics.generation_tokens.labels(*labels)
 
     def admitted(self) -> None:
         """It has a slot."""
@@ -77,6 +86,7 @@ class Clock:
         record = self._record
         if record.last_token is None:
             record.first_token = now
+            self._prompt.inc(record.prompt_tokens)
             self._first_token.observe(now - self._arrived)
         else:
             self._inter_token.observe((now - record.last_token) / tokens)
@@ -91,7 +101,9 @@ class Clock:
 
     def end(self, how: str) -> None:
         self._clocks.count()
+        if self._record.first_token is None:
+            self._prompt.inc(self._record.prompt_tokens)
         self._record.ended = time.perf_counter()
         self._record.finish = how
-        self._requests.labels(self._adapter, how, *self._labels).inc()
+        self._metrics.requests.labels(self._adapter, how, self._lane, self._key_class).inc()
         self._end_to_end.observe(self._record.ended - self._arrived)

@@ -59,7 +59,7 @@ class Lane:
     def __init__(self, bundle: Bundle, work: Path, device: str) -> None:
         paged = bundle.variant("paged" if device == "cuda" else "generator")
         self.lane = RoutedLane(
-            expand(paged, work / "float16") if device == "cuda" else paged,
+            expand(paged, work / "float16").folder if device == "cuda" else paged,
             device=device,
             threads=2,
             cache=work / "linked",

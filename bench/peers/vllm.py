@@ -5,8 +5,8 @@
 `--vllm` is the command of a Python that has vLLM. All engines are up at once and only one has work at a time: within a
 round each answers the same wave, so that the machine's drift falls on all alike. Either side runs the AWQ weights in
 int4 and in float16 (`--weights float16`; for vLLM a checkpoint of the dequantized values). Every figure is printed and
-goes to WORK/vllm.json. Takes 20 GB of disk and, up to 64 requests, 140 GB of GPU memory, with more --no-base; with --tiny
-less, --device cpu without vLLM.
+goes to WORK/vllm.json. Takes 20 GB of disk and, up to 64 requests, 140 GB of GPU memory, with more --no-base; with
+--tiny less, --device cpu without vLLM.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Ours:
 
     def __init__(self, model: Model, weights: str, work: Path, device: str, most: int, adapters: bool) -> None:
         folder = model.bundle.variant("paged" if device == "cuda" else "generator")
-        folder = expand(folder, work / "expanded") if weights == "float16" and device == "cuda" else folder
+        folder = expand(folder, work / "expanded").folder if weights == "float16" and device == "cuda" else folder
         names = model.names if adapters else []
         manifests = [read_adapter_manifest(model.bundle.adapter(name)) for name in names]
         operator = find_operator(work / "operator") if device == "cuda" else None

@@ -66,7 +66,7 @@ class Bench:
         folder = self.bundle.variant("paged" if self.device == "cuda" else "generator")
         if weights == "float16":
             start = time.perf_counter()
-            folder = expand(folder, self.work / "float16")
+            folder = expand(folder, self.work / "float16").folder
             self.note("float16: expanded, s", time.perf_counter() - start)
         manifests = [read_adapter_manifest(self.bundle.adapter(name)) for name in adapters]
         start = time.perf_counter()

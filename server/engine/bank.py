@@ -35,9 +35,9 @@ class AdapterWeights:
 
         try:
             self._format = AdapterFormat.read_adapter(str(file))
-        except RuntimeError as error:
+            self._tensors = self._format.get_parameters()
+        except (RuntimeError, ValueError) as error:  # ValueError of names that are no UTF-8
             raise AdapterInvalid(f"{file} cannot be read as an adapter: {error}") from None
-        self._tensors = self._format.get_parameters()
 
     def find(self, projection: str) -> tuple[Matrix, Matrix] | None:
         """A [in_features, rank] and B [rank, out_features] of a projection, None where the adapter leaves it alone."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraplex.server.engine.bank import is_adapter
-from loraplex.server.engine.folder_cache import discard, trim
+from loraplex.server.engine.folder_cache import Held, discard, trim
 from loraplex.server.engine.fused import largest_ranks
 from loraplex.server.engine.linker import CONFIG, Linked, link, link_slots, most_adapters, takes_operator
 from loraplex.server.engine.residency import choose
@@ -70,6 +70,7 @@ class Engines:
         operator: Path | None,
         ranks: Mapping[str, int],
         pinned: set[Adapter],
+        expansion: Callable[[], Held] | None,
     ) -> None:
         """The parameters are those of `routed.RoutedLane`. Raises BundleInvalid."""
         self.operator = operator if operator and device == "cuda" and takes_operator(folder) else None
@@ -78,6 +79,9 @@ class Engines:
         self.changed = time.monotonic()
         """When `current` became what it is."""
         self._folder = folder
+        self._expansion = expansion
+        self._expanded: Held | None = None
+        """Keeps the expanded base in its cache."""
         self._device = device
         self._threads = threads
         self._cache = cache
@@ -107,6 +111,7 @@ class Engines:
             raise BundleInvalid(problem) from None
         except RuntimeError as error:
             raise BundleInvalid(f"the base in {folder} cannot be loaded: {error}") from None
+        trim(cache)
 
     def add(self, adapter: Adapter) -> bool:
         """Take note of a new adapter. Whether the graph has room for it, however many slots are free."""
@@ -177,9 +182,8 @@ class Engines:
                 ranks = largest_ranks(adapter.ranks for adapter in chosen)
                 self.linking = Link(self._linker.submit(self._link_slots, ranks), chosen, since)
             else:
-                # Two loads of one name may be among them: one that requests still wait for, and what replaced it.
-                files = {f"{slot} {adapter.name}": adapter.file for slot, adapter in enumerate(chosen, 1)}
-                self.linking = Link(self._linker.submit(link, self._folder, files, self._cache), chosen, since)
+                files = [adapter.file for adapter in chosen]
+                self.linking = Link(self._linker.submit(self._link, files), chosen, since)
         return None
 
     def _outgrows(self, adapter: Adapter) -> bool:
@@ -241,10 +245,20 @@ class Engines:
         outgrown = frozenset(filter(self._outgrows, link.adapters))
         return outgrown or frozenset(link.adapters) - set(self.current.slots.adapters)
 
+    def _base(self) -> Path:
+        """The folder to link; an expanded one may have been damaged or deleted since the last time."""
+        if self._expansion is None:
+            return self._folder
+        self._expanded = self._expansion()
+        return self._expanded.folder
+
+    def _link(self, files: Sequence[Path]) -> Linked:
+        return link(self._base(), files, self._cache)
+
     def _link_slots(self, ranks: dict[str, int]) -> Linked:
         if not ranks or self.operator is None:
-            return link(self._folder, {}, self._cache)
-        return link_slots(self._folder, ranks, self.places, self._cache, self.operator)
+            return self._link([])
+        return link_slots(self._base(), ranks, self.places, self._cache, self.operator)
 
     def _load(self, linked: Linked, adapters: Sequence[Adapter]) -> RoutedEngine:
         try:

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from loraplex.server.engine.folder_cache import make
+from loraplex.server.engine.folder_cache import Held, discard, make, trim
 from loraplex.server.engine.linker import MODEL, share, take_locations
+from loraplex.server.engine.row_graph import load_graph
 from loraplex.server.errors import BundleInvalid
 from loraplex.server.machine import usable_cores
 
@@ -37,37 +39,71 @@ _BITS = (4, 8)
 
 
 def expanded_bytes(base: Path) -> int:
-    """Size of the base's linear layers in float16; 0 where none is quantized or the graph computes otherwise."""
-    graph = onnx.load(base / MODEL, load_external_data=False).graph
+    """Size of the base's linear layers in float16; 0 where none is quantized or the graph computes otherwise.
+
+    Raises BundleInvalid.
+    """
+    graph = load_graph(base / MODEL).graph
     if not any(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for value in graph.input):
         return 0
     sizes = [_attributes(node) for node in graph.node if node.op_type == "MatMulNBits"]
     return sum(2 * size["K"] * size["N"] for size in sizes)
 
 
-def expand(base: Path, cache: Path) -> Path:
+def expand(base: Path, cache: Path) -> Held:
     """A folder of the cache with the base in `base`, its quantized linear layers expanded to float16.
+
+    One that is there is taken unless it is damaged, as far as sizes and the graph tell: nobody reads gigabytes again to
+    see whether they are what was written. Folders of other bases that nobody uses are deleted, but for the latest.
 
     Raises BundleInvalid for a layer that is quantized in a way this does not know, OSError where the cache cannot be
     written.
     """
-    model = onnx.load(base / MODEL, load_external_data=False)
+    model = load_graph(base / MODEL)
     files = {file.name: file for file in sorted(base.iterdir()) if file.is_file()} | take_locations(base, model.graph)
     digest = hashlib.sha256(f"{VERSION}".encode())
     for file in files.values():
         status = file.stat()
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    key, shared = digest.hexdigest()[:32], {name: file for name, file in files.items() if name != MODEL}
+    layers = sum(node.op_type == "MatMulNBits" for node in model.graph.node)
 
     def fill(target: Path) -> None:
-        start = time.monotonic()
-        size = _expand_layers(model.graph, files, target / DATA)
-        onnx.save(model, target / MODEL)
-        for name, file in files.items():
-            if name != MODEL:
-                share(file, target / name)
+        start, expanded = time.monotonic(), onnx.ModelProto()
+        expanded.CopyFrom(model)
+        size = _expand_layers(expanded.graph, files, target / DATA)
+        onnx.save(expanded, target / MODEL)
+        for name, file in shared.items():
+            share(file, target / name)
         logger.info("weights expanded to float16, %d MB, in %.1f s", size // 10**6, time.monotonic() - start)
 
-    return make(cache, digest.hexdigest()[:32], fill).folder
+    held = make(cache, key, fill)
+    if not _is_whole(held.folder, shared, layers):
+        logger.warning("the expanded weights in %s are damaged, they are expanded anew", held.folder)
+        discard(held)
+        del held  # so that its gigabytes can be deleted first
+        held = make(cache, key, fill)
+        if not _is_whole(held.folder, shared, layers):
+            raise OSError(f"{held.folder} is damaged and cannot be deleted")
+    trim(cache)
+    return held
+
+
+def _is_whole(folder: Path, shared: Mapping[str, Path], layers: int) -> bool:
+    """Whether a folder has the files that `expand` puts there, and a graph with so many layers to read from them."""
+    try:
+        if any((folder / name).stat().st_size != file.stat().st_size for name, file in shared.items()):
+            return False
+        found = 0
+        for tensor in load_graph(folder / MODEL).graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            end = int(place.get("offset", 0)) + int(place.get("length", 0))
+            if place and (folder / place["location"]).stat().st_size < end:
+                return False
+            found += place.get("location") == DATA
+        return found == layers
+    except (OSError, ValueError, KeyError, BundleInvalid):
+        return False
 
 
 def _expand_layers(graph: onnx.GraphProto, files: dict[str, Path], data: Path) -> int:

@@ -29,8 +29,14 @@ class Held:
 
     def __init__(self, folder: Path, lock: int | None) -> None:
         self.folder = folder
+        self._lock = lock
         if lock is not None:
             weakref.finalize(self, os.close, lock)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder of this name is still the one that is held. Raises OSError where there is none."""
+        return self._lock is None or os.path.samestat(os.fstat(self._lock), self.folder.stat())
 
 
 def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
@@ -65,13 +71,16 @@ def make(cache: Path, key: str, fill: Callable[[Path], None]) -> Held:
 def discard(held: Held) -> None:
     """Take a damaged folder out of the cache, so that `make` fills a new one. Whoever uses it goes on using it."""
     with suppress(OSError):
-        held.folder.rename(_draft(held.folder.parent))
+        if held.is_there:  # or another server has done it, and the name is that of a new one
+            draft = held.folder.rename(_draft(held.folder.parent))
+            os.utime(draft, (0, 0))  # nobody has yet to lock it
 
 
 def trim(cache: Path, *, count: int = 4) -> None:
     """Delete all folders of a cache that nobody uses but the `count` latest."""
     ages: dict[Path, float] = {}
     with suppress(OSError):  # somebody deleted the cache: nothing is left to do
+        _sweep(cache)
         for folder in cache.iterdir():
             with suppress(OSError):  # or another server this folder, just now
                 if folder.is_dir() and folder.name[0] != ".":
@@ -105,7 +114,7 @@ def _hold(folder: Path) -> Held | None:
     held = Held(folder, lock)
     try:
         # Between the descriptor and its lock it may have been deleted.
-        return held if lock is None or os.path.samestat(os.fstat(lock), folder.stat()) else None
+        return held if held.is_there else None
     except OSError:
         return None
 

@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Output, Submit
@@ -20,11 +22,14 @@ logger = logging.getLogger("loraplex.routed")
 RELINK_SECONDS = 10.0
 """From one change of engines to the next that is made for adapters whose requests are answered meanwhile."""
 
+RETRY_SECONDS = 60.0
+"""Before another try to open it where it could not be opened: a try holds up all that runs."""
+
 Folders = Mapping[Adapter, tuple[Path, AdapterManifest]]
 
 
 class LaneBeside:
-    """Opened when it is first needed; until then, and where there is no room for it, there is nothing to do."""
+    """Opened when it is first needed; until then, and where it cannot be opened, there is nothing to do."""
 
     def __init__(
         self, open_lane: Callable[[], Lane | None] | None, unsupported: frozenset[str], folders: Folders
@@ -34,6 +39,8 @@ class LaneBeside:
         self._unsupported = unsupported
         self._folders = folders
         self._lane: Lane | None = None
+        self._again = 0.0
+        """When it may be tried to open it, by time.monotonic()."""
         self._cold: dict[Adapter, None] = {}
 
     @property
@@ -59,7 +66,9 @@ class LaneBeside:
         return [adapter for adapter in found if adapter in self._folders]
 
     def step(self) -> list[Output]:
-        return self._lane.step() if self._lane and self._lane.busy else []
+        if self._lane is None or not self._lane.busy:
+            return []
+        return [replace(output, lane=self._lane.name) for output in self._lane.step()]
 
     def cancel(self, sequence: int) -> None:
         if self._lane:
@@ -85,8 +94,12 @@ class LaneBeside:
         return self._lane
 
     def _try_to_open(self, open_lane: Callable[[], Lane | None]) -> Lane | None:
+        if time.monotonic() < self._again:
+            return None
+        lane = None
         try:
-            return open_lane()
+            lane = open_lane()
         except BundleInvalid as error:
             logger.warning("no engine beside the routed one: %s", error.message)
-            return None
+        self._again = time.monotonic() + RETRY_SECONDS
+        return lane

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +25,8 @@ from loraplex.server.engine.bank import AdapterWeights, Matrix
 from loraplex.server.engine.branches import add_branches, find_linears, sort_nodes, strip_lora_inputs
 from loraplex.server.engine.folder_cache import Held, make
 from loraplex.server.engine.fused import Layout
-from loraplex.server.engine.routing import Routing, most_slots, tag
+from loraplex.server.engine.routing import Routing, most_slots
+from loraplex.server.engine.row_graph import load_graph
 from loraplex.server.errors import BundleInvalid
 
 VERSION = 3
@@ -42,39 +43,29 @@ _INLINE = 1024
 
 @dataclass(frozen=True)
 class Linked:
-    """A routed model: its folder, and what its slots, from 1 on, are for."""
+    """A routed model: its folder, and what `routing.tag` needs to know of its graph."""
 
     folder: Path
     vocab_size: int
     count: int
     """Slots."""
-    slots: dict[str, int]
-    """The adapters that are part of the graph."""
     layout: Layout | None = None
-    """Room for adapters, where the graph has the fused operator and `slots` is empty."""
+    """Room for adapters, where the graph has the fused operator and no adapter is part of it."""
     held: Held | None = field(default=None, compare=False)
     """Keeps the folder in the cache."""
 
-    def tag(self, prompt: list[int], adapter: str | None) -> list[int]:
-        """The prompt for an adapter that is part of the graph, KeyError for any other.
 
-        The ids must lie below `vocab_size`: anything above would be another sequence's way of choosing an adapter.
-        """
-        return tag(prompt, self.slots[adapter], self.vocab_size) if adapter is not None else prompt
+def link(base: Path, adapters: Sequence[Path], cache: Path) -> Linked:
+    """Link adapters (`.onnx_adapter` files, checked for this base) to the graph in the folder `base`.
 
-
-def link(base: Path, adapters: Mapping[str, Path], cache: Path) -> Linked:
-    """Link adapters (`.onnx_adapter` files by name, checked for this base) to the graph in the folder `base`.
-
-    The base is a PagedAttention graph, or a GroupQueryAttention graph with or without LoRA inputs. Slots follow the
-    order of `adapters`; branches are made of stock operators. Raises BundleInvalid or AdapterInvalid, and OSError where
-    the cache cannot be written.
+    The base is a PagedAttention graph, or a GroupQueryAttention graph with or without LoRA inputs. Slots, from 1 on,
+    follow the order of `adapters`; branches are made of stock operators. Raises BundleInvalid or AdapterInvalid, and
+    OSError where the cache cannot be written.
     """
     draft = _Draft(base)
-    slots = {name: slot for slot, name in enumerate(adapters, 1)}
 
     def add(target: Path) -> None:
-        weights = [AdapterWeights(file) for file in adapters.values()]
+        weights = [AdapterWeights(file) for file in adapters]
         with (target / BANK).open("wb") as stream:
             if not weights:
                 return
@@ -88,8 +79,8 @@ def link(base: Path, adapters: Mapping[str, Path], cache: Path) -> Linked:
 
             add_branches(draft.graph, linears, weights, routing.mask, store)
 
-    held = draft.finish(cache, [sha256(file) for file in adapters.values()], add)
-    return Linked(held.folder, draft.vocab_size, len(slots), slots, held=held)
+    held = draft.finish(cache, [sha256(file) for file in adapters], add)
+    return Linked(held.folder, draft.vocab_size, len(adapters), held=held)
 
 
 def link_slots(base: Path, ranks: Mapping[str, int], count: int, cache: Path, operator: Path) -> Linked:
@@ -110,17 +101,17 @@ def link_slots(base: Path, ranks: Mapping[str, int], count: int, cache: Path, op
         draft.decoder["session_options"]["custom_ops_library"] = operator.name
 
     held = draft.finish(cache, [repr(layout), sha256(operator)], add)
-    return Linked(held.folder, draft.vocab_size, count, {}, layout, held)
+    return Linked(held.folder, draft.vocab_size, count, layout, held)
 
 
 def most_adapters(base: Path) -> int:
-    """How many adapters can be linked to the graph in `base`. Raises OSError."""
-    return min(most_slots(json.loads((base / CONFIG).read_text("utf-8"))), fused.MAX_SLOTS)
+    """How many adapters can be linked to the graph in `base`. Raises BundleInvalid and OSError."""
+    return min(most_slots(_read_config(base)), fused.MAX_SLOTS)
 
 
 def takes_operator(base: Path) -> bool:
-    """Whether the fused operator fits the graph in `base`."""
-    return fused.fits(onnx.load(base / MODEL, load_external_data=False).graph)
+    """Whether the fused operator fits the graph in `base`. Raises BundleInvalid."""
+    return fused.fits(load_graph(base / MODEL).graph)
 
 
 def take_locations(base: Path, graph: onnx.GraphProto) -> dict[str, Path]:
@@ -146,14 +137,22 @@ def take_locations(base: Path, graph: onnx.GraphProto) -> dict[str, Path]:
     return found
 
 
+def _read_config(base: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((base / CONFIG).read_text("utf-8"))
+    except ValueError as error:
+        raise BundleInvalid(f"{base / CONFIG} is not JSON: {error}") from None
+    return config
+
+
 class _Draft:
     """A base's graph on its way to a folder of the cache."""
 
     def __init__(self, base: Path) -> None:
-        self.config: dict[str, Any] = json.loads((base / CONFIG).read_text("utf-8"))
+        self.config = _read_config(base)
         self.decoder: dict[str, Any] = self.config["model"]["decoder"]
         self.vocab_size: int = self.config["model"]["vocab_size"]
-        self.model = onnx.load(base / MODEL, load_external_data=False)
+        self.model = load_graph(base / MODEL)
         self.graph = self.model.graph
         weights = take_locations(base, self.graph)
         self._files = {file.name: file for file in sorted(base.iterdir()) if file.is_file()} | weights

@@ -218,6 +218,8 @@ class Output(Struct, frozen=True, array_like=True):
     """The error is the request's, not the engine's."""
     prompt_logprobs: list[Logprobs] | None = None
     """One for each token of the prompt but the first, where asked for; in the sequence's first output with tokens."""
+    lane: str | None = None
+    """The lane that answers, where it is another one beside the engine's own."""
 
 
 class Step(Struct, tag=True, frozen=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from loraplex.server.bundle import read_adapter_manifest
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.expansion import expand, expanded_bytes
+from loraplex.server.engine.folder_cache import Held
 from loraplex.server.engine.fused import largest_ranks
 from loraplex.server.engine.generator import GeneratorLane, choose_device
 from loraplex.server.engine.gpu import free_bytes
@@ -94,8 +95,9 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
             fallback_unsupported=_unsupported_beside(Path(start.folder)),
         )
     operator, ranks = find_operator(cache / "operator"), _ranks(start)
+    folder = Path(start.routed.paged or start.folder)
     lane = RoutedLane(
-        _choose_weights(start, Path(start.routed.paged or start.folder), cache, running),
+        folder,
         device=device,
         threads=start.threads,
         cache=cache / "linked",
@@ -103,6 +105,7 @@ def _open_routed(start: Start, device: str) -> RoutedLane:
         max_linked=start.routed.max_linked or _slots(start, ranks, running),
         operator=operator,
         ranks=ranks,
+        expansion=(lambda: _expand(folder, cache)) if _expands(start, folder, running) else None,
         # Every token of the generator lane is a step that the others wait for: not worth it where no adapter is cold.
         fallback=None if operator else lambda: _open_beside(start),
         fallback_unsupported=GeneratorLane.unsupported,
@@ -131,17 +134,17 @@ def _open_beside(start: Start) -> GeneratorLane | None:
     return GeneratorLane(folder, device=start.device, threads=start.threads, prefill_chunk=start.prefill_chunk)
 
 
-def _choose_weights(start: Start, folder: Path, cache: Path, running: int) -> Path:
-    """The base's folder, or that of its weights expanded to float16."""
+def _expands(start: Start, folder: Path, running: int) -> bool:
+    """Whether the base's weights are expanded to float16. Raises BundleInvalid."""
     size, free = expanded_bytes(folder), free_bytes()
+    if not size or start.routed.weights != "auto":
+        return bool(size) and start.routed.weights == "float16"
     # Room for two engines while one takes over from the other, and as much again for keys and values.
-    fits = free is not None and 4 * size < free
-    if (
-        not size
-        or start.routed.weights == "int4"
-        or (start.routed.weights == "auto" and not (running >= MANY and fits))
-    ):
-        return folder
+    return running >= MANY and free is not None and 4 * size < free
+
+
+def _expand(folder: Path, cache: Path) -> Held:
+    """Raises BundleInvalid."""
     try:
         return expand(folder, cache / "float16")
     except OSError as error:

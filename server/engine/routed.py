@@ -20,6 +20,7 @@ from typing import Any
 
 from loraplex.server.bundle import AdapterManifest
 from loraplex.server.engine.engines import Engines
+from loraplex.server.engine.folder_cache import Held
 from loraplex.server.engine.fused import Layout
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.lane_beside import LaneBeside
@@ -57,6 +58,7 @@ class RoutedLane:
         turn_seconds: float = 1.0,
         operator: Path | None = None,
         ranks: Mapping[str, int] | None = None,
+        expansion: Callable[[], Held] | None = None,
         fallback: Callable[[], Lane | None] | None = None,
         fallback_unsupported: frozenset[str] = frozenset(),
     ) -> None:
@@ -65,16 +67,14 @@ class RoutedLane:
         `cache` takes linked folders and should lie on the file system of `folder`, so that weights can be hard-linked.
         Of the adapters at most `max_linked` are in the graph at a time. While requests wait for another engine, an old
         one gets `drain_seconds` to run dry before its sequences move, and while they wait for a slot, the sequences of
-        one that is to fall free get `turn_seconds`. `operator` is the compiled operator of `fused`;
-        `ranks`, by projection, is the room to make for adapters to come. `fallback` opens a lane over the same base
-        that takes what this one cannot do, but for `fallback_unsupported`, and requests that would wait for a relink;
-        it is called when that is first needed, and may find no room.
-
+        one that is to fall free get `turn_seconds`. `operator` is the compiled operator of `fused`; `ranks`, by
+        projection, is the room to make for adapters to come. `expansion`, called before each link, finds the folder to
+        link in place of `folder`. `fallback` opens a lane over the same base that takes what this one cannot do, but
+        for `fallback_unsupported`, and requests that would wait for a relink, once it is needed; it may find no room.
         Raises BundleInvalid.
         """
         self.device = device
-        self.kv_tokens = None
-        self.kv_usage = None  # the engine has no call that tells
+        self.kv_tokens = self.kv_usage = None  # the engine has no call that tells
         self.unsupported = UNSUPPORTED & fallback_unsupported if fallback else UNSUPPORTED
         self._turn_seconds = turn_seconds
         self._known: dict[str, Adapter] = {}
@@ -99,6 +99,7 @@ class RoutedLane:
             operator=operator,
             ranks=ranks or {},
             pinned=self._pinned,
+            expansion=expansion,
         )
 
     @property
@@ -199,8 +200,7 @@ class RoutedLane:
             return []
         self._pinned.discard(adapter)
         del self._folders[adapter]
-        reading = [self._packer.forget(adapter), self._engines.forget(adapter)]
-        reading += self._fallback.unload_adapter(name)
+        reading = [self._packer.forget(adapter), self._engines.forget(adapter), *self._fallback.unload_adapter(name)]
         if not any(waiting.adapter == adapter for waiting in self._waiting):
             self._used.pop(adapter, None)
         return [each for each in reading if each]

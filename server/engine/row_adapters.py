@@ -37,7 +37,7 @@ class Adapter:
         self.name = name
         try:
             values = AdapterFormat.read_adapter(str(path)).get_parameters()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError of names that are no UTF-8
             raise AdapterInvalid(f"adapter {name!r}: {error}") from None
         self._owners = dict(values)
         self.weights: dict[str, Weights] = {tensor: _view(value) for tensor, value in values.items()}

@@ -45,8 +45,8 @@ def test_group_size_that_cannot_be(checkpoint: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def files(built: Built) -> dict[str, Path]:
-    return {name: built.bundle.adapter(name) / f"{name}.onnx_adapter" for name in built.peft}
+def files(built: Built) -> list[Path]:
+    return [built.bundle.adapter(name) / f"{name}.onnx_adapter" for name in built.peft]
 
 
 def test_linked_with_stock_operators(built: Built, paged: Path, tmp_path: Path) -> None:

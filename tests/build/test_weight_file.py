@@ -79,7 +79,7 @@ def test_generator_variant_answers_like_peft(built: Built, tmp_path: Path) -> No
 def test_a_copied_bundle_is_linked(cuda: Bundle, built: Built, tmp_path: Path) -> None:
     """What cp -r, zip, git and a hub leave of it is all that is needed."""
     copy = Bundle.open(Path(shutil.copytree(cuda.folder, tmp_path / "copy")))
-    linked = link(copy.variant("paged"), {"four": copy.adapter("four") / "four.onnx_adapter"}, tmp_path / "cache")
+    linked = link(copy.variant("paged"), [copy.adapter("four") / "four.onnx_adapter"], tmp_path / "cache")
     assert locations(linked.folder) == {"model.onnx.data", "bank.data"}
     weights = copy.variant("generator") / "model.onnx.data"
     assert (linked.folder / "model.onnx.data").samefile(weights)
@@ -121,7 +121,7 @@ def test_a_bundle_without_its_weights(cuda: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleInvalid, match=r"model\.onnx\.data is missing: the bundle is incomplete, fetch it again"):
         Bundle.open(copy)
     with pytest.raises(BundleInvalid, match=r"takes weights from .*model\.onnx\.data, which is missing"):
-        link(copy / "base" / "paged", {}, tmp_path / "cache")
+        link(copy / "base" / "paged", [], tmp_path / "cache")
 
 
 def test_weights_elsewhere_are_refused(cuda: Bundle, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_weights_elsewhere_are_refused(cuda: Bundle, tmp_path: Path) -> None:
                 entry.value = "../../../etc/passwd"
     onnx.save(model, paged / "model.onnx")
     with pytest.raises(BundleInvalid, match=r"takes weights from \.\./\.\./\.\./etc/passwd, which is not beside it"):
-        link(paged, {}, tmp_path / "cache")
+        link(paged, [], tmp_path / "cache")
 
 
 def test_adapters_can_be_added_to_a_ready_base(built: Built, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from safetensors.numpy import load_file
 
 from loraplex.build.assembly import build_base
 from loraplex.server.bundle import Bundle
-from loraplex.server.engine import opening
-from loraplex.server.engine.expansion import dequantize, expand, expanded_bytes
-from loraplex.server.engine.linker import MODEL, link_slots
+from loraplex.server.engine import expansion, opening
+from loraplex.server.engine.expansion import DATA, dequantize, expand, expanded_bytes
+from loraplex.server.engine.folder_cache import make
+from loraplex.server.engine.linker import MODEL, link_slots, takes_operator
 from loraplex.server.engine.messages import Routed, Start
 from loraplex.server.errors import BundleInvalid
 from tests.checkpoints import make_checkpoint, quiet
@@ -67,9 +69,9 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_base_is_expanded_once_and_links_like_any_other(paged: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in paged.iterdir()}
-    folder = expand(paged, tmp_path / "cache")
+    folder = expand(paged, tmp_path / "cache").folder
     stamp = (folder / "float16.data").stat().st_mtime_ns
-    assert expand(paged, tmp_path / "cache") == folder
+    assert expand(paged, tmp_path / "cache").folder == folder
     assert (folder / "float16.data").stat().st_mtime_ns == stamp
     assert {file.name: file.read_bytes() for file in paged.iterdir()} == before
     graph = onnx.load(folder / MODEL, load_external_data=False).graph
@@ -85,7 +87,7 @@ def test_a_base_is_expanded_once_and_links_like_any_other(paged: Path, tmp_path:
 
 
 def test_expanded_weights_are_near_those_of_the_checkpoint(paged: Path, tmp_path: Path) -> None:
-    folder = expand(paged, tmp_path / "cache")
+    folder = expand(paged, tmp_path / "cache").folder
     checkpoint = load_file(paged.parents[2] / "checkpoint" / "model.safetensors")
     graph = onnx.load(folder / MODEL, load_external_data=False).graph
     tensor = next(each for each in graph.initializer if each.name.startswith("/model/layers.1/mlp/down_proj/"))
@@ -96,20 +98,102 @@ def test_expanded_weights_are_near_those_of_the_checkpoint(paged: Path, tmp_path
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
 
 
+def copy(paged: Path, folder: Path) -> Path:
+    """A copy of the paged variant that reads the same weights."""
+    base = folder / "base" / "paged"
+    base.mkdir(parents=True)
+    (base.parent / "generator").symlink_to(paged.parent / "generator")
+    for file in paged.iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    return base
+
+
 def test_what_cannot_be_expanded_is_refused(paged: Path, tmp_path: Path) -> None:
     model = onnx.load(paged / MODEL, load_external_data=False)
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
             node.input.extend([""] * (4 - len(node.input)) + ["group_index"])
-    base = tmp_path / "base" / "paged"
-    base.mkdir(parents=True)
-    (base.parent / "generator").symlink_to(paged.parent / "generator")
-    for file in paged.iterdir():
-        (base / file.name).write_bytes(file.read_bytes())
+    base = copy(paged, tmp_path)
     onnx.save(model, base / MODEL)
     with pytest.raises(BundleInvalid, match="--weights int4"):
         expand(base, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_base_whose_graph_is_damaged_is_refused(paged: Path, tmp_path: Path) -> None:
+    base = copy(paged, tmp_path)
+    halve(base / MODEL)
+    for look in (expanded_bytes, takes_operator, lambda base: expand(base, tmp_path / "cache")):
+        with pytest.raises(BundleInvalid, match=r"model\.onnx is not an ONNX model"):
+            look(base)
+
+
+def halve(file: Path) -> None:
+    """As another file of its name: some are shared with the bundle."""
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def empty(file: Path) -> None:
+    file.unlink()
+    file.touch()
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None]]] = [
+    (MODEL, halve),
+    (MODEL, empty),
+    (MODEL, Path.unlink),
+    (DATA, halve),
+    (DATA, Path.unlink),
+    ("genai_config.json", empty),
+    ("tokenizer.json", Path.unlink),
+    ("model.onnx.data", halve),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_damaged_weights_are_expanded_anew(
+    paged: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = expand(paged, tmp_path / "cache").folder
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damage(folder / name)
+    held = expand(paged, tmp_path / "cache")
+    assert {file.name: file.read_bytes() for file in held.folder.iterdir()} == whole
+    assert list((tmp_path / "cache").iterdir()) == [held.folder], "nobody used the damaged one"
+
+
+def test_who_uses_damaged_weights_goes_on(paged: Path, tmp_path: Path) -> None:
+    used = expand(paged, tmp_path / "cache")
+    before = used.folder.stat().st_ino
+    halve(used.folder / DATA)
+    held = expand(paged, tmp_path / "cache")
+    (other,) = set((tmp_path / "cache").iterdir()) - {held.folder}
+    assert other.stat().st_ino == before
+    del used
+    expand(paged, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == [held.folder]
+
+
+def test_damaged_weights_that_stay_are_refused(paged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a cache that this server may only read."""
+    halve(expand(paged, tmp_path / "cache").folder / DATA)
+    monkeypatch.setattr(expansion, "discard", lambda _: None)
+    with pytest.raises(OSError, match="damaged and cannot be deleted"):
+        expand(paged, tmp_path / "cache")
+
+
+def test_weights_of_earlier_bases_go(paged: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    used = make(cache, "used", lambda _: None)
+    for number in range(8):
+        make(cache, f"old{number}", lambda _: None)
+    for folder in cache.iterdir():
+        os.utime(folder, (1, 1))
+    held = expand(paged, cache)
+    assert {used.folder, held.folder} <= set(cache.iterdir())
+    assert len(list(cache.iterdir())) <= 4 + 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing reserves room")

@@ -156,3 +156,23 @@ def test_a_discarded_folder_is_made_anew(tmp_path: Path) -> None:
     del damaged
     make(tmp_path, "three", write)
     assert names(tmp_path) == {"one", "two", "three"}
+
+
+def test_what_another_server_made_anew_is_not_discarded(tmp_path: Path) -> None:
+    """Both found the same folder damaged; this one is later."""
+    damaged = make(tmp_path, "one", write)
+    discard(damaged)
+    make(tmp_path, "one", write)
+    discard(damaged)
+    assert (tmp_path / "one" / "model").read_text() == "ours"
+
+
+def test_a_discarded_folder_goes_once_nobody_uses_it(tmp_path: Path) -> None:
+    damaged = make(tmp_path, "one", write)
+    discard(damaged)
+    trim(tmp_path)
+    assert damaged.folder.name not in names(tmp_path)
+    assert len(names(tmp_path)) == 1
+    del damaged
+    trim(tmp_path)
+    assert names(tmp_path) == set()

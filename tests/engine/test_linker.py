@@ -26,9 +26,13 @@ PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
 LONG = [0] + [8 + 11 * position % 150 for position in range(90)]
 
 
-def files(model: Model, *names: str) -> dict[str, Path]:
-    folders = {name: model.bundle.adapter(name) for name in names or model.peft}
-    return {name: folder / f"{name}.onnx_adapter" for name, folder in folders.items()}
+def files(model: Model, *names: str) -> list[Path]:
+    return [model.bundle.adapter(name) / f"{name}.onnx_adapter" for name in names or model.peft]
+
+
+def numbers(model: Model) -> dict[str | None, int]:
+    """What tags the prompts of the base and of each adapter, where `files` of the model were linked."""
+    return {None: 0} | {name: slot for slot, name in enumerate(model.peft, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +46,14 @@ def test_logits_are_those_of_peft(family: Family, models: dict[Family, Model], t
     linked = link(model.bundle.variant("generator"), files(model), tmp_path)
     runner = Runner(linked.folder)
     for prompt in (PROMPT, LONG):
-        for name in (None, *model.peft):
+        for name, number in numbers(model).items():
             expected = reference_logits(model.checkpoint, model.peft[name] if name else None, prompt)[-1]
-            np.testing.assert_allclose(runner.logits(linked.tag(prompt, name)), expected, rtol=0, atol=1e-4)
+            tagged = tag(prompt, number, linked.vocab_size)
+            np.testing.assert_allclose(runner.logits(tagged), expected, rtol=0, atol=1e-4)
 
 
 def test_base_alone_is_the_plain_graph(llama: Model, tmp_path: Path) -> None:
-    linked = link(llama.bundle.variant("generator"), {}, tmp_path)
+    linked = link(llama.bundle.variant("generator"), [], tmp_path)
     graph = onnx.load(linked.folder / MODEL, load_external_data=False).graph
     assert not [value.name for value in (*graph.input, *graph.initializer) if "lora" in value.name]
     assert not [node.name for node in graph.node if "lora" in node.name or "route" in node.name]
@@ -88,15 +93,15 @@ def test_cache_goes_by_content(llama: Model, tmp_path: Path) -> None:
     others = [link(base, files(llama, *names), tmp_path) for names in (("nine", "four"), ("four",), ("four", "some"))]
     assert len({linked.folder for linked in (first, *others)}) == 4
     copy = tmp_path / "copy.onnx_adapter"
-    copy.write_bytes(files(llama, "nine")["nine"].read_bytes())
-    assert link(base, {"x": files(llama, "four")["four"], "y": copy}, tmp_path).folder == first.folder
+    copy.write_bytes(files(llama, "nine")[0].read_bytes())
+    assert link(base, [*files(llama, "four"), copy], tmp_path).folder == first.folder
 
 
 def test_a_failed_link_leaves_nothing_behind(llama: Model, tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx_adapter"
     broken.write_bytes(b"not an adapter")
     with pytest.raises(Exception, match="cannot be read as an adapter"):
-        link(llama.bundle.variant("generator"), {"broken": broken}, tmp_path / "cache")
+        link(llama.bundle.variant("generator"), [broken], tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
@@ -104,7 +109,10 @@ def test_tags_keep_adapters_apart(llama: Model, linked: Linked) -> None:
     """og.Engine's prefix cache goes by token ids: it can share KV only between prompts that begin with the same id."""
     size = llama.bundle.manifest.base.vocab_size
     assert json.loads((linked.folder / CONFIG).read_text())["model"]["vocab_size"] == size
-    firsts = {name: {linked.tag([token, 5], name)[0] for token in range(size)} for name in (None, *llama.peft)}
+    firsts = {
+        name: {tag([token, 5], number, linked.vocab_size)[0] for token in range(size)}
+        for name, number in numbers(llama).items()
+    }
     assert firsts[None] == set(range(size))
     assert len(set().union(*firsts.values())) == size * len(firsts)
     logits = onnx.load(linked.folder / MODEL, load_external_data=False).graph.output[0]
@@ -114,19 +122,17 @@ def test_tags_keep_adapters_apart(llama: Model, linked: Linked) -> None:
 def test_a_slot_goes_by_any_of_its_numbers(llama: Model, linked: Linked) -> None:
     """Slots that change hands get new numbers, which mean the same to the graph."""
     runner, size = Runner(linked.folder), llama.bundle.manifest.base.vocab_size
-    for name in (None, *llama.peft):
-        number = linked.slots[name] if name else 0
+    for number in numbers(llama).values():
         later = tag(PROMPT, number + 5 * (linked.count + 1), size)
-        np.testing.assert_array_equal(runner.logits(later), runner.logits(linked.tag(PROMPT, name)))
+        np.testing.assert_array_equal(runner.logits(later), runner.logits(tag(PROMPT, number, size)))
 
 
 def test_every_first_token_keeps_its_meaning(llama: Model, linked: Linked) -> None:
     runner = Runner(linked.folder)
     for first in (8, 77, 159):
         expected = reference_logits(llama.checkpoint, llama.peft["nine"], [first, 9, 10])[-1]
-        np.testing.assert_allclose(
-            runner.logits(linked.tag([first, 9, 10], "nine")), expected, rtol=0, atol=1e-4, err_msg=str(first)
-        )
+        tagged = tag([first, 9, 10], numbers(llama)["nine"], linked.vocab_size)
+        np.testing.assert_allclose(runner.logits(tagged), expected, rtol=0, atol=1e-4, err_msg=str(first))
 
 
 def test_room_for_adapters_in_a_paged_graph(tmp_path: Path) -> None:

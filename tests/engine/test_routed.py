@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loraplex.server.engine import lane_beside
+from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.messages import Sampling
 from tests.checkpoints import Family
 from tests.engine.lanes import Answer, Model, ask, batched, generator, run
@@ -106,3 +107,25 @@ def test_no_memory_for_a_fallback(llama: Model, cache: Path) -> None:
     answer = ask(lane, PROMPTS[0], "nine", 4, sampling=Sampling(temperature=0, logprobs=2))
     assert answer.error == "there is no memory for an engine that has logprobs"
     check(llama, run(lane, requests()), requests())
+
+
+def test_a_fallback_that_found_no_memory_is_tried_again_later(
+    llama: Model, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each request: what runs waits for each try."""
+    tries: list[BatchedLane | None] = []
+
+    def no_memory_at_first() -> BatchedLane | None:
+        tries.append(batched(llama) if tries else None)
+        return tries[-1]
+
+    monkeypatch.setattr(lane_beside, "RETRY_SECONDS", 1e6)
+    lane = routed(llama, cache, fallback=no_memory_at_first)
+    reported = Sampling(temperature=0, logprobs=2)
+    for _ in range(3):
+        assert "no memory" in (ask(lane, PROMPTS[0], "nine", 4, sampling=reported).error or "")
+    assert tries == [None]
+    lane._fallback._again = 0.0
+    for _ in range(2):
+        assert ask(lane, PROMPTS[0], "nine", 4, sampling=reported).error is None
+    assert len(tries) == 2

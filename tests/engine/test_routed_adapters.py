@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -100,12 +101,16 @@ def test_two_adapters_of_one_name(llama: Model, cache: Path) -> None:
     assert [answers[number].tokens for number in range(3)] == expected
 
 
-def test_broken_adapter_fails_its_own_requests_only(llama: Model, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda _: b"damaged", lambda content: content.replace(b"model.", b"model\xff")])
+def test_broken_adapter_fails_its_own_requests_only(
+    llama: Model, cache: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    """Damaged after it was checked; the second one's names are no text."""
     lane = routed(llama, cache, "four")
     run(lane, requests(("four",)))
     folder = llama.bundle.adapter("nine")
     manifest = check_adapter(folder, llama.bundle.manifest.base)
-    (tmp_path / manifest.file).write_bytes(b"damaged after it was checked")
+    (tmp_path / manifest.file).write_bytes(damage((folder / manifest.file).read_bytes()))
     lane.load_adapter("broken", tmp_path, manifest)
     answers = run(lane, [*requests(("broken",), start=5), *requests((None, "four"))])
     assert "cannot be linked" in (answers[5].error or "")

@@ -253,6 +253,6 @@ def test_weights_expanded_to_float16(tmp_path: Path, operator: Path) -> None:
         bundle = build_bundle(checkpoint, peft, tmp_path / "bundle", name="tiny", precision="int4", device="cuda")
     paged = Paged(Model(bundle, checkpoint, peft), tmp_path / "cache", operator)
     int4 = paged.lane("eight")
-    float16 = paged.lane("eight", folder=expand(bundle.variant("paged"), tmp_path / "float16"))
+    float16 = paged.lane("eight", folder=expand(bundle.variant("paged"), tmp_path / "float16").folder)
     for name in (None, "eight"):
         assert ask(int4, PROMPT, name, 8).tokens[:4] == ask(float16, PROMPT, name, 8).tokens[:4]

@@ -13,11 +13,12 @@ import pytest
 
 from loraplex.server.engine import engines
 from loraplex.server.engine.adapter_file import check_adapter
-from loraplex.server.engine.folder_cache import make
+from loraplex.server.engine.folder_cache import Held, make, trim
 from loraplex.server.engine.linker import BANK, CONFIG, MODEL, Linked, link
 from loraplex.server.engine.messages import Sampling, Submit
 from loraplex.server.engine.routed import RoutedLane
 from loraplex.server.engine.routed_engine import RoutedEngine
+from loraplex.server.errors import BundleInvalid
 from tests.engine.lanes import Answer, Model, ask, run
 from tests.engine.routed_lane import COUNT, PROMPTS, check, fail_once, load, requests, routed
 
@@ -74,6 +75,37 @@ def test_a_damaged_base_in_the_cache_is_linked_anew(
     damage(folder / name)
     lane = routed(llama, tmp_path)
     check(llama, run(lane, requests()), requests())
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_base_is_refused(llama: Model, tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+    base = Path(shutil.copytree(llama.bundle.variant("generator"), tmp_path / "base"))
+    damage(base / name)
+    with pytest.raises(BundleInvalid, match=name):
+        RoutedLane(base, device="cpu", threads=1, cache=tmp_path / "cache")
+
+
+def test_expanded_weights_that_are_gone_are_expanded_anew(llama: Model, tmp_path: Path) -> None:
+    """While it serves; as those are of no use on a CPU, with a copy of the base in their place."""
+    expanded = tmp_path / "expanded"
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(llama.bundle.variant("generator"), folder, dirs_exist_ok=True)
+
+    def expansion() -> Held:
+        return make(expanded, "base", fill)
+
+    lane = routed(llama, tmp_path / "linked", "four", expansion=expansion)
+    check(llama, run(lane, requests(("four",))), requests(("four",)))
+    for adapter in ("nine", "some"):
+        shutil.rmtree(expanded)
+        load(lane, llama, adapter)
+        asked = requests((adapter, "four"))
+        check(llama, run(lane, asked), asked)
+        weights = lane._engines.current.linked.folder / "model.onnx.data"
+        assert weights.samefile(expanded / "base" / "model.onnx.data")
+        trim(expanded, count=0)
+        assert weights.samefile(expanded / "base" / "model.onnx.data"), "the lane holds it"
 
 
 @pytest.mark.parametrize(("name", "damage"), [*DAMAGES, (BANK, halve)])
@@ -185,6 +217,14 @@ def test_a_model_that_cannot_be_loaded_leaves_the_one_before(
     monkeypatch.setattr(RoutedEngine, "__init__", init)
     lane._engines._again = 0.0
     check(llama, run(lane, requests(("nine", "four"))), requests(("nine", "four")))
+
+
+def test_a_start_leaves_little_of_earlier_ones(llama: Model, tmp_path: Path) -> None:
+    for number in range(8):
+        make(tmp_path, f"old{number}", lambda _: None)
+    lane = routed(llama, tmp_path)
+    assert lane._engines.current.linked.folder.is_dir()
+    assert len(linked_folders(tmp_path)) <= 4 + 1
 
 
 def test_the_cache_stays_small_where_sequences_move(

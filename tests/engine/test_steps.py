@@ -16,7 +16,7 @@ from loraplex.server.engine.adapter_file import check_adapter
 from loraplex.server.engine.batched import BatchedLane
 from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Sampling, Submit
-from loraplex.server.errors import BundleInvalid
+from loraplex.server.errors import AdapterInvalid, BundleInvalid
 from tests.engine.lanes import GREEDY, Model, ask, batched, generator, run
 
 LONG = [int(token) for token in np.random.default_rng(3).integers(8, 150, 96)]
@@ -130,6 +130,18 @@ def test_an_adapter_that_overflows_fails_alone(llama: Model, tmp_path: Path) -> 
         else:
             expected = llama.expected(request.adapter, tuple(request.prompt), 12)
             assert answers[request.sequence].tokens == expected
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"damaged", lambda content: content.replace(b"model.", b"model\xff")])
+def test_an_adapter_that_breaks_after_its_checks_is_refused(
+    llama: Model, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    folder = Path(shutil.copytree(llama.bundle.adapter("four"), tmp_path / "four"))
+    manifest = check_adapter(folder, llama.bundle.manifest.base)
+    (folder / manifest.file).write_bytes(damage((folder / manifest.file).read_bytes()))
+    lane = batched(llama)
+    with pytest.raises(AdapterInvalid, match="adapter 'mine'"):
+        lane.load_adapter("mine", folder, manifest)
 
 
 def test_what_the_generator_lane_cannot_do_it_refuses(llama: Model) -> None:

@@ -148,6 +148,18 @@ def test_what_the_engine_cannot_do_another_does(tiny: TinyBundle, server: Server
     assert forced.text.split() == ["w50"] * 4
 
 
+def test_metrics_name_the_lane_that_answered(server: ServerProcess) -> None:
+    """Another adapter than those that the other tests ask the engine beside for."""
+    before = server.metric("loraplex_requests_total", lane="routed", adapter="tiny")
+    ask(server, "tiny", PROMPT, logprobs=1, max_tokens=6, extra_body={"ignore_eos": True})
+    labels = {"lane": "batched", "adapter": "tiny"}
+    server.wait_for("loraplex_requests_total", 1, finish_reason="length", **labels)
+    assert server.metric("loraplex_prompt_tokens_total", **labels) == len(PROMPT)
+    assert server.metric("loraplex_generation_tokens_total", **labels) == 6
+    ask(server, "tiny", PROMPT, max_tokens=6)
+    server.wait_for("loraplex_requests_total", before + 1, lane="routed", adapter="tiny")
+
+
 def test_usage_counts(server: ServerProcess) -> None:
     answer = server.client.completions.create(model="small", prompt=PROMPT, max_tokens=5, temperature=0)
     assert answer.usage is not None
@@ -189,7 +201,7 @@ def test_damaged_folders_in_the_cache_are_linked_anew(tiny: TinyBundle, tmp_path
         return log.read_text()
 
     assert "linked anew" not in serve(tmp_path / "first")
-    link(Bundle.open(tiny.folder).variant("generator"), {}, cache)  # the base's is the oldest, and may be gone
+    link(Bundle.open(tiny.folder).variant("generator"), [], cache)  # the base's is the oldest, and may be gone
     for folder in cache.iterdir():
         for name in ("model.onnx", "bank.data"):
             content = (folder / name).read_bytes()
