@@ -5,13 +5,16 @@ The graph knows nothing but A and B, so the LoRA scale is folded into B and Phi-
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
+from loraplex.build.errors import BuildFailed, first_line
 from loraplex.build.peft_folder import Module, Weights, read_config, read_modules
 from loraplex.build.peft_shapes import Target, check_weights, target_of_bundle
 from loraplex.server.bundle import ADAPTER_MANIFEST, AdapterManifest, Base, Dtype, Sampling, sha256, write_manifest
@@ -66,7 +69,7 @@ def write_adapter(
 ) -> AdapterManifest:
     """Write an adapter whose modules, by projection, are known to fit the base. Otherwise like `convert`.
 
-    Values too large for the base's dtype are refused.
+    Values too large for the base's dtype are refused. Raises OSError and BuildFailed where the file cannot be written.
     """
     if chat_template is not None and not chat_template.is_file():
         raise AdapterInvalid(f"adapter {name}: there is no chat template {chat_template}")
@@ -127,4 +130,10 @@ def _write(tensors: Mapping[str, Weights], file: Path, dtype: Dtype) -> None:
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
     adapter.set_parameters(values)
-    adapter.export_adapter(str(file))
+    try:
+        adapter.export_adapter(str(file))
+    except RuntimeError as error:
+        # It does not say why. As a rule the disk is full.
+        if shutil.disk_usage(file.parent).free < sum(array.nbytes for array in tensors.values()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
+        raise BuildFailed(f"{file} cannot be written: {first_line(error)}") from error

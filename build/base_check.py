@@ -20,10 +20,15 @@ _AWQ_OUTPUTS = 8
 
 
 def check_quantization(
-    recipe: Recipe, base: Path, config: Mapping[str, Any], quantized: bool, problems: Problems
+    recipe: Recipe, base: Path, config: Mapping[str, Any], awq_group_size: int | None, problems: Problems
 ) -> None:
+    """`awq_group_size` is that of a base which is quantized by AWQ already; None of any other."""
     algorithm, size, path = recipe.quantization.algorithm, recipe.group_size, ("quantization", "group_size")
-    if quantized:
+    if awq_group_size is not None:
+        if recipe.quantization.group_size not in (None, awq_group_size):
+            problems.add(
+                path, f"is {size}, but {base} is quantized in groups of {awq_group_size} already: leave it out"
+            )
         if algorithm != "awq":
             problems.add(("quantization", "algorithm"), f"is {algorithm}, but {base} is quantized by awq already")
         if any(adapter.trained and adapter.method == "qlora" for adapter in recipe.adapters.values()) or recipe.merge:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 from loraplex.build.data import Rows
 from loraplex.build.document import Path_, Problems
@@ -11,16 +11,13 @@ from loraplex.build.recipe import Recipe
 
 
 def calibration_texts(
-    recipe: Recipe, base: Path, given: Rows | None, training: Mapping[str, Rows], problems: Problems
+    recipe: Recipe, tokenizer: Any, given: Rows | None, training: Mapping[str, Rows], problems: Problems
 ) -> tuple[str, ...]:
-    """Texts of at most `sequence_length` tokens, since AutoAWQ leaves out what is longer."""
-    from transformers import AutoTokenizer
-
+    """Texts of at most `sequence_length` tokens by the base's tokenizer, since AutoAWQ leaves out what is longer."""
     wanted = recipe.quantization.calibration
     samples, length = (wanted.samples, wanted.sequence_length) if wanted else (128, 512)
     path: Path_ = ("quantization", "calibration") if wanted else ("quantization",)
     sources = [given] if given is not None else list(training.values())
-    tokenizer = AutoTokenizer.from_pretrained(base)
     tokens, texts = 0, list[str]()
     # By turns, so that every adapter's rows are among the first samples.
     columns = [rows.texts(tokenizer) for rows in sources]

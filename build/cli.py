@@ -15,7 +15,6 @@ from cyclopts import Parameter
 from loraplex.build.builder import Device
 from loraplex.build.document import Path_, Problems
 from loraplex.build.errors import RecipeInvalid, WorkFolderBusy, first_line
-from loraplex.build.exhaustion import disk_full
 from loraplex.build.interruption import Interrupted, ends_at_once, raises
 from loraplex.build.libraries import uncollected
 from loraplex.build.recipe import AdapterRecipe, Algorithm, Calibration, ExportRecipe, QuantizationRecipe, Recipe
@@ -99,7 +98,7 @@ def build(
     with ends_at_once():
         try:
             from loraplex.build.plan import Plan
-            from loraplex.build.validation import read_recipe, validate
+            from loraplex.build.validation import check_place, read_recipe, validate
             from loraplex.build.work_folder import check_free, has_steps
             from loraplex.build.workflow import write_workflows
         except ImportError as error:
@@ -113,8 +112,10 @@ def build(
             folder = Path.cwd()
         if wanted is None:
             _refuse("\n".join(problems.messages()))
-        if emit_olive is not None and emit_olive.exists() and any(emit_olive.iterdir()) and not has_steps(emit_olive):
-            _refuse(f"{emit_olive} is not empty and not a folder of workflows: give another")
+        if emit_olive is not None:
+            check_place(emit_olive, problems)
+            if emit_olive.is_dir() and any(emit_olive.iterdir()) and not has_steps(emit_olive):
+                _refuse(f"{emit_olive} is not empty and not a folder of workflows: give another")
         preview = dry_run or emit_olive is not None
         if not preview:
             try:
@@ -164,8 +165,6 @@ def _carry_out(plan: Plan, output: Path, work: Path, command: str) -> None:
         print(f"loraplex: {error.message}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if not disk_full(error):
-            raise
         print(f"loraplex: {work}: {first_line(error)}\n  again from here: {command}", file=sys.stderr)
         sys.exit(1)
 

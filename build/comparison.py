@@ -64,6 +64,7 @@ class Comparison:
         if self._base.dtype == "float32":
             probe = Probe(make_probe(variant, self._scratch / "exact", exact=True), self._files, self._threads)
             agreements += [self._agreement(probe, name, "exact", _FLOAT32) for name in (None, *self._files)]
+            del probe
         served = Probe(make_probe(variant, self._scratch / "served", exact=False), self._files, self._threads)
         limit = None if rounding else _FLOAT32 if self._base.dtype == "float32" else _FLOAT16
         if rounding or self._base.dtype != "float32":

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
+from loraplex.build.errors import BuildFailed
+from loraplex.server.bundle import Base
+
 _SEED = 7
 
 
@@ -36,9 +39,12 @@ class Effort:
 class Texts:
     """Token ids of held-out text and of prompts, by adapter; None stands for the base."""
 
-    def __init__(self, folder: Path, held_out: HeldOut, effort: Effort, adapters: list[str]) -> None:
+    def __init__(self, folder: Path, held_out: HeldOut, effort: Effort, base: Base, adapters: list[str]) -> None:
+        """Raises BuildFailed where the tokenizer makes tokens of a text that the base does not have."""
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._effort = effort
+        self._longest = min(effort.longest, base.context_length - 1)
+        self._vocabulary = base.vocab_size
         self.sequences: dict[str | None, list[list[int]]] = {
             None: self._encode(held_out.base),
             **{name: self._encode(held_out.adapters.get(name, ())) for name in adapters},
@@ -50,8 +56,10 @@ class Texts:
         sequences = self.sequences[name] or [each for found in self.sequences.values() for each in found]
         if not sequences:
             rng = np.random.default_rng(_SEED)
-            size = len(self._tokenizer)
-            return [rng.integers(0, size, 16 + 8 * index).tolist() for index in range(effort.prompts)]
+            # Either may be the larger: embeddings are padded, and tokens are added that have none.
+            size = min(len(self._tokenizer), self._vocabulary)
+            lengths = [min(16 + 8 * index, self._longest) for index in range(effort.prompts)]
+            return [rng.integers(0, size, length).tolist() for length in lengths]
         return [ids[: max(1, len(ids) // 2)] for ids in sequences[: effort.prompts]]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -62,7 +70,13 @@ class Texts:
             if left <= 0:
                 break
             special = not (begin and text.startswith(begin))
-            ids = self._tokenizer(text, add_special_tokens=special)["input_ids"][: self._effort.longest]
+            ids = self._tokenizer(text, add_special_tokens=special)["input_ids"][: self._longest]
+            if (last := max(ids, default=0)) >= self._vocabulary:
+                token = self._tokenizer.convert_ids_to_tokens(last)
+                raise BuildFailed(
+                    f"held-out text has token {last} ({token!r}), and the base has {self._vocabulary} tokens: "
+                    "it cannot be computed"
+                )
             if len(ids) > 1:
                 found.append(ids)
                 left -= len(ids)

@@ -140,6 +140,10 @@ def parse_config(path: Path) -> tuple[PeftConfig | None, list[str]]:
             re.compile(pattern)
     except (msgspec.ValidationError, re.error) as error:
         return None, problems or [f"{path} is not a LoRA config: {error}"]
+    # Python's json reads the NaN and Infinity that it writes.
+    for name, alpha in {"lora_alpha": config.lora_alpha, **(config.alpha_pattern or {})}.items():
+        if not math.isfinite(alpha):
+            problems.append(f"{path} is not a LoRA config: {name} is {alpha}")
     return config, problems
 
 
@@ -213,7 +217,8 @@ def scale_module(path: str, a: Weights, b: Weights, config: PeftConfig) -> Modul
     rank = a.shape[1]
     alpha = float(pattern_value(config.alpha_pattern, path, config.lora_alpha))
     scale = alpha / (math.sqrt(rank) if config.use_rslora else rank)
-    return Module(rank, alpha, a, b * np.float32(scale))
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused where the dtype is known
+        return Module(rank, alpha, a, b * np.float32(scale))
 
 
 def _load(peft: Path, name: str) -> dict[str, Weights]:

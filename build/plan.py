@@ -73,7 +73,7 @@ class Plan:
         inputs: tuple[str, ...],
         spec: msgspec.Struct | None = None,
     ) -> Step:
-        folder = self._next(name)
+        folder = self._folder(name)
         workflow = olive_workflow(name, workflow, folder / "output", self.work / "olive-cache", gpu=self.gpu)
         step = Step(name, folder, what, workflow, folder / result, tuple(files), spec, inputs)
         self.steps.append(step)
@@ -135,7 +135,7 @@ class Plan:
             rows = self._texts(rows)
         data, digest = self._rows(name, rows)
         modules = list(self.job.modules) if adapter.target_modules == "all-linear" else list(adapter.target_modules)
-        folder = self._next(f"train {name}")
+        folder = self._folder(f"train {name}")
         workflow = training_workflow(base, data, adapter, modules, folder / "checkpoints", gpu=self.gpu)
         step = self._add(
             f"train {name}",
@@ -153,7 +153,7 @@ class Plan:
         algorithm = recipe.quantization.algorithm
         chosen = algorithm if algorithm != "none" and algorithm != "awq" else None
         spec = BaseSpec(
-            bundle=str(self._next("export") / "bundle"),
+            bundle=str(self._folder("export") / "bundle"),
             name=recipe.base_name,
             description=recipe.description,
             merged=merged,
@@ -167,7 +167,7 @@ class Plan:
         return self._add_ours("export", what, "BaseExport", base, spec, "bundle", inputs).result
 
     def _convert(self, base: str, bundle: Path, adapters: Mapping[str, AdapterSpec]) -> Path:
-        spec = AdaptersSpec(base=str(bundle), bundle=str(self._next("adapters") / "bundle"), adapters=dict(adapters))
+        spec = AdaptersSpec(base=str(bundle), bundle=str(self._folder("adapters") / "bundle"), adapters=dict(adapters))
         inputs = ("export", *(f"train {name}" for name in adapters), *self._brought())
         what = f"convert {', '.join(adapters)}"
         return self._add_ours("adapters", what, "AdapterConversion", base, spec, "bundle", inputs).result
@@ -187,7 +187,7 @@ class Plan:
             float_checkpoint=float_base,
             held_out_base=base_text,
             held_out={name: folder for name, (folder, _) in held_out.items()},
-            failed=str(self._next("verify")),
+            failed=str(self._folder("verify")),
             records=[str(step.folder / RECORD) for step in self.steps],
         )
         what = "weights, logits and greedy tokens beside PyTorch's"
@@ -206,7 +206,7 @@ class Plan:
         result: str | Path,
         inputs: tuple[str, ...],
     ) -> Step:
-        workflow = bundle_workflow(name, kind, base, self._next(name) / SPEC)
+        workflow = bundle_workflow(name, kind, base, self._folder(name) / SPEC)
         files = ("bundle.json", "verification.json") if name == "verify" else ("bundle.json",)
         return self._add(name, what, workflow, result, files, inputs, spec)
 
@@ -227,6 +227,7 @@ class Plan:
         files = [folder / name for folder in folders for name in (CONFIG, WEIGHTS)]
         return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
 
-    def _next(self, name: str) -> Path:
-        """Folder of the step that is added next."""
-        return self.work / f"{len(self.steps) + 1}-{name.replace(' ', '-')}"
+    def _folder(self, name: str) -> Path:
+        """That of a step. It has no number, which one more adapter would change, and with it every path in later steps:
+        what they left would be made again."""
+        return self.work / name.replace(" ", "-")

@@ -1,4 +1,4 @@
-"""One step of a plan, and the digest that tells whether it has to run again."""
+"""One step of a plan, and the digests that tell whether it has to run again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from pathlib import Path
 
 import msgspec
 
+from loraplex.build.fingerprint import fingerprint
 from loraplex.build.olive_workflow import Workflow
 
 RECORD = "record.json"
 SPEC = "spec.json"
+_BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.txt", "additional_chat_templates/*.jinja")
+"""Files of a checkpoint that steps read besides its weights: tokenizer, chat templates, generation_config.json."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,17 @@ class Step:
     """Content of spec.json beside the workflow."""
     inputs: tuple[str, ...] = ()
     """Names of earlier steps and digests of data: with the workflow they decide the result."""
+
+
+def digest_of_base(folder: Path) -> str:
+    """SHA-256 of all of a checkpoint that steps read: its fingerprint, which is of config and weights, and the rest.
+
+    Raises CheckpointUnsupported as `fingerprint` does.
+    """
+    found = hashlib.sha256(fingerprint(folder).encode())
+    for file in sorted(file for pattern in _BESIDE_WEIGHTS for file in folder.glob(pattern) if file.is_file()):
+        found.update(f"\n{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return found.hexdigest()
 
 
 def digest(step: Step, work: Path, known: dict[str, str]) -> str:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraplex.build import awq
 from loraplex.build.checkpoint import read_config, read_tensors
 from loraplex.build.errors import CheckpointUnsupported, first_line
+from loraplex.server.errors import BundleInvalid
+from loraplex.server.text.template import ChatTemplate
 
 _PLAIN = frozenset({"default"})
 FAMILIES = {
@@ -73,6 +76,30 @@ def check_checkpoint(folder: Path) -> SupportedConfig:
     if window is None or window >= length or getattr(config, "layer_types", None) is not None:
         window = None
     return SupportedConfig(architecture, config.vocab_size, window or length, window, awq_group_size)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The transformers tokenizer of a checkpoint. Raises CheckpointUnsupported where it has none that can be loaded, or
+    a chat template with which no server would start.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # Whatever the library of a tokenizer's form raises, for one in Rust that is Exception itself.
+        told = " ".join(str(error).split())
+        raise CheckpointUnsupported(f"{folder} has no tokenizer that transformers can load: {told}") from error
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name
+        template = template.get("default")
+    if template is not None:
+        tokens = {name: text for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+        try:
+            ChatTemplate(template, tokens)
+        except BundleInvalid as error:
+            raise CheckpointUnsupported(f"{folder}: {error.message}") from None
+    return tokenizer
 
 
 def check_quantizable(folder: Path, group_size: int, algorithm: str) -> None:

@@ -6,6 +6,7 @@ weights are dequantized, exactly, into a plain float32 model, on which PEFT work
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from loraplex.build.lora_inputs import PACKED
 
 HEAD = "lm_head"
 _EMBEDDING = "model.embed_tokens.weight"
+_LINEAR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp))\.(\w+_proj)\.weight")
 
 
 class Checkpoint:
@@ -36,6 +38,13 @@ class Checkpoint:
         """The names of all tensors as a float checkpoint has them: a quantized layer has a `weight` only."""
         parts = (".qzeros", ".scales")
         return [name.replace(".qweight", ".weight") for name in self._stored if not name.endswith(parts)]
+
+    def linears(self) -> set[str]:
+        """The linear layers of the decoder by their unpacked names, and the LM head."""
+        found = {HEAD}
+        for match in filter(None, map(_LINEAR.fullmatch, self.tensors())):
+            found |= {f"{match[1]}.{part}" for part in PACKED.get(match[2], (match[2],))}
+        return found
 
     def tensor(self, name: str) -> torch.Tensor:
         if name in self._stored:
@@ -103,7 +112,8 @@ def load_graph_twin(folder: Path, variant: Path, **options: Any) -> PreTrainedMo
         parent, _, last = module.rpartition(".")
         parts = [f"{parent}.{part}" for part in PACKED.get(last, ())] or [module]
         if all(part in linears for part in parts):
-            state[name] = torch.cat([linears[part] for part in parts])
+            # Taken out: what is joined is a copy.
+            state[name] = torch.cat([linears.pop(part) for part in parts])
         else:
             state[name] = checkpoint.tensor(name)
     # A quantized head is no longer the embedding.

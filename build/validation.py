@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from loraplex.build.document import Path_, Problems, convert, read_yaml
 from loraplex.build.errors import CheckpointUnsupported, RecipeInvalid
 from loraplex.build.peft_shapes import target_of_config
 from loraplex.build.recipe import AdapterRecipe, Recipe
+from loraplex.build.row_check import check_rows
 from loraplex.build.source import fetch, is_remote
-from loraplex.build.support import check_checkpoint
+from loraplex.build.support import check_checkpoint, load_tokenizer
 from loraplex.build.training_arguments import check_training
 from loraplex.server.bundle import MANIFEST, Name
 
@@ -67,6 +69,8 @@ def validate(
     _check_names(recipe, problems)
     _check_choices(recipe, problems)
     check_output(output, problems)
+    if work.exists() or work.absolute().parent != output.absolute().parent:  # else what is wrong is told already
+        check_place(work, problems)
     training: dict[str, Rows] = {}
     heldout: dict[str, Rows] = {}
     for name, adapter in recipe.adapters.items():
@@ -86,8 +90,7 @@ def validate(
                 text_template=adapter.text_template,
                 messages=bool(adapter.chat_template),
             )
-            if rows is not None:
-                _check_answers(adapter, rows, path, problems)
+            if rows is not None and _check_answers(adapter, rows, path, problems):
                 found[name] = rows
     evaluation = calibration = None
     if recipe.evaluation is not None:
@@ -113,10 +116,12 @@ def validate(
             config = read_config(base)
             modules = target_of_config(config).modules
             quantized = supported.awq_group_size is not None
-            check_quantization(recipe, base, config, quantized, problems)
+            check_quantization(recipe, base, config, supported.awq_group_size, problems)
             check_adapters(recipe, folder, config, modules, problems)
+            tokenizer = load_tokenizer(base)
+            check_rows(recipe, base, tokenizer, supported.vocab_size, training, heldout, problems)
             if recipe.quantization.algorithm == "awq" and not quantized and not problems.found:
-                texts = calibration_texts(recipe, base, calibration, training, problems)
+                texts = calibration_texts(recipe, tokenizer, calibration, training, problems)
         except CheckpointUnsupported as error:
             problems.add(("base",), error.message)
     if problems.found:
@@ -125,12 +130,21 @@ def validate(
 
 
 def check_output(output: Path, problems: Problems) -> None:
-    """An output may be absent, an empty folder or a bundle, which is replaced."""
+    """An output may be absent, an empty folder or a bundle, which is replaced by one beside it."""
     if output.exists() and not (output / MANIFEST).is_file() and not (output.is_dir() and not any(output.iterdir())):
         problems.add_line(output, 0, "exists and is not a bundle: move it away or give another output")
-    parent = next(each for each in output.absolute().parents if each.exists())
-    if not parent.is_dir():
-        problems.add_line(output, 0, f"cannot be made, {parent} is a file")
+    check_place(output, problems, output.absolute().parent)
+
+
+def check_place(folder: Path, problems: Problems, written: Path | None = None) -> None:
+    """Note a folder that cannot be made or written to, by what is there now: `written`, itself unless given."""
+    written = (written or folder).absolute()
+    place = next(each for each in (written, *written.parents) if each.exists())
+    if not place.is_dir():
+        itself = place == folder.absolute()
+        problems.add_line(folder, 0, "is a file: give a folder" if itself else f"cannot be made, {place} is a file")
+    elif not os.access(place, os.W_OK | os.X_OK):
+        problems.add_line(folder, 0, f"cannot be made, {place} cannot be written to")
 
 
 def _check_names(recipe: Recipe, problems: Problems) -> None:
@@ -151,11 +165,15 @@ def _check_choices(recipe: Recipe, problems: Problems) -> None:
         problems.add(
             ("export", "precision"), f"is {recipe.precision} with quantization.algorithm {quantization.algorithm}"
         )
+    elif not quantizes and export.head == "int4":
+        problems.add(("export", "head"), "is int4, and quantization.algorithm none keeps every layer float")
     elif not quantizes and (recipe.precision == "float32") != (export.device == "cpu"):
         problems.add(("export", "precision"), "is float32 on a CPU and float16 on CUDA where nothing is quantized")
     wanted = {"generator"} if export.device == "cpu" else {"generator", "paged"}
     if export.variants is not None and set(export.variants) != wanted:
         problems.add(("export", "variants"), f"a bundle for {export.device} has {' and '.join(sorted(wanted))}")
+    if quantization.group_size is not None and quantization.algorithm == "none":
+        problems.add(("quantization", "group_size"), "is for quantization, and algorithm none quantizes nothing")
     if quantization.calibration is not None and quantization.algorithm != "awq":
         problems.add(("quantization", "calibration"), f"{quantization.algorithm} looks at no text, only awq does")
     if recipe.merge and len(recipe.adapters) != 1:
@@ -168,7 +186,10 @@ def _check_adapter(adapter: AdapterRecipe, path: Path_, problems: Problems) -> N
         return
     if not adapter.trained:
         default = AdapterRecipe()
-        for field in ("method", "rank", "alpha", "dropout", "target_modules", "use_rslora", "training"):
+        for field in (
+            *("method", "rank", "alpha", "dropout", "target_modules", "use_rslora", "training"),
+            *("response_template", "max_seq_len", "add_special_tokens"),
+        ):
             if getattr(adapter, field) != getattr(default, field):
                 problems.add((*path, field), "is for training, and peft names a finished adapter")
         return
@@ -179,9 +200,11 @@ def _check_adapter(adapter: AdapterRecipe, path: Path_, problems: Problems) -> N
     check_training(adapter.training, (*path, "training"), problems)
 
 
-def _check_answers(adapter: AdapterRecipe, rows: Rows, path: Path_, problems: Problems) -> None:
+def _check_answers(adapter: AdapterRecipe, rows: Rows, path: Path_, problems: Problems) -> bool:
+    """Whether every row has the text that its answer begins with; `row_check` looks for its tokens."""
     marker = adapter.response_template
     if marker is None or adapter.chat_template:
-        return
+        return True
     if without := [number for number, text in enumerate(rows.texts(), 1) if marker not in text]:
         problems.add((*path, "response_template"), f"row {without[0]} has no {marker!r}, so nothing of it is learned")
+    return not without

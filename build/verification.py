@@ -58,13 +58,15 @@ def verify_bundle(
     """
     start = time.perf_counter()
     folder, effort = locate(checkpoint), effort or Effort()
-    texts = Texts(folder, held_out or HeldOut(), effort, list(bundle.manifest.adapters))
+    texts = Texts(folder, held_out or HeldOut(), effort, bundle.manifest.base, list(bundle.manifest.adapters))
     weights = list(_check_base(bundle, folder, progress))
     with tempfile.TemporaryDirectory(prefix=".verification.", dir=bundle.folder.parent) as scratch:
         comparison = Comparison(bundle, folder, peft, texts, effort, Path(scratch), progress)
         weights += comparison.check_adapters()
         agreements, perplexities = comparison.compare()
-    if float_checkpoint is not None or bundle.manifest.base.quantization.method not in ("none", "awq"):
+        del comparison  # and its model, before there is another
+    rounded = float_checkpoint is not None or bundle.manifest.base.quantization.method not in ("none", "awq")
+    if rounded and any(texts.sequences.values()):
         progress("perplexity of the float checkpoint")
         perplexities += float_perplexities(bundle, locate(float_checkpoint or folder), peft, texts)
     checks: list[WeightCheck | Agreement] = [*weights, *agreements]

@@ -31,9 +31,14 @@ _BLOCK_NAMES = {"self_attn": "attn", "mlp": "mlp"}
 
 
 def check_weights(variant: Path, checkpoint: Checkpoint, quantization: Quantization, dtype: Dtype) -> list[WeightCheck]:
-    """Compare the linear layers and the LM head of an exported folder with its checkpoint. Raises ExportFailed."""
+    """Compare the linear layers and the LM head of an exported folder with its checkpoint. Raises ExportFailed.
+
+    One that is not found in the graph counts as an infinite difference.
+    """
     found: dict[str, list[tuple[float, str, int]]] = {}
+    missing = checkpoint.linears()
     for linear in iterate_linears(variant):
+        missing -= set(linear.modules)
         reference = torch.cat([checkpoint.linear(module) for module in linear.modules]).numpy()
         if reference.shape != linear.weight.shape:
             found.setdefault("floats", []).append((float("inf"), linear.node, reference.size))
@@ -43,6 +48,10 @@ def check_weights(variant: Path, checkpoint: Checkpoint, quantization: Quantizat
         else:
             kind, difference = "head" if HEAD in linear.modules else "linears", _group_shift(linear, reference)
         found.setdefault(kind, []).append((difference, linear.node, reference.size))
+    if missing:
+        found.setdefault("floats" if quantization.method == "none" else "linears", []).extend(
+            (float("inf"), module, 0) for module in sorted(missing)
+        )
     kept = quantization.method == "awq"
     limits = {
         "floats": (_ROUNDING[dtype], "of the largest weight"),

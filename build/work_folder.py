@@ -21,7 +21,7 @@ def has_steps(work: Path) -> bool:
 
 @contextlib.contextmanager
 def held(work: Path) -> Iterator[None]:
-    """Make a work folder, if there is none, and keep other builds out of it. Raises WorkFolderBusy.
+    """Make a work folder, if there is none, and keep other builds out of it. Raises WorkFolderBusy and OSError.
 
     The system lets go of it when this process ends, however it ends.
     """

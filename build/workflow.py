@@ -19,10 +19,9 @@ from loraplex.build.assembly import put_in_place
 from loraplex.build.errors import StepFailed, first_line
 from loraplex.build.exhaustion import disk_full
 from loraplex.build.failure import lack_of_room, missing, reason, size
-from loraplex.build.fingerprint import fingerprint
 from loraplex.build.passes.registry import package_config
 from loraplex.build.plan import Plan
-from loraplex.build.planned_step import RECORD, SPEC, Step, digest
+from loraplex.build.planned_step import RECORD, SPEC, Step, digest, digest_of_base
 from loraplex.build.record import FinishedStep, StepRecord, folder_bytes
 from loraplex.build.step import LOG, OUTCOME, PASSES, WORKFLOW, Outcome
 from loraplex.build.step_process import resident, running, server
@@ -51,7 +50,7 @@ def run_steps(plan: Plan, command: str) -> list[StepRecord]:
     plan.work.mkdir(parents=True, exist_ok=True)
     plan.write_data()
     (plan.work / PASSES).write_bytes(msgspec.json.encode(package_config()))
-    known = {"base": fingerprint(Path(plan.job.base))}
+    known = {"base": digest_of_base(Path(plan.job.base))}
     for step in plan.steps:
         known[step.name] = digest(step, plan.work, known)
     done = all(finished(step, known[step.name]) for step in plan.steps)
@@ -78,12 +77,13 @@ def place(bundle: Path, output: Path, command: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
             _place(bundle, output, Path(scratch))
-    except (OSError, shutil.Error) as error:
+    except OSError as error:
+        # Of a tree, shutil tells every file that it could not copy.
+        listed = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
+        said = error.args[0][0][-1] if listed else first_line(error)
         free, needed = shutil.disk_usage(output.parent).free, folder_bytes(bundle)
         why = f": {size(free)} are free, the bundle has {size(needed)}" if disk_full(error) else ""
-        raise StepFailed(
-            f"{output} cannot be written: {first_line(error)}{why}\n  again from here: {command}"
-        ) from error
+        raise StepFailed(f"{output} cannot be written: {said}{why}\n  again from here: {command}") from error
 
 
 def _place(bundle: Path, output: Path, scratch: Path) -> None:

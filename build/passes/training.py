@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer import TRAINER_STATE_NAME
 
 from loraplex.build import awq, progress
+from loraplex.build.row_check import answer_start
 from loraplex.build.twin import load_twin
 
 LOSSES = "losses.json"
@@ -120,15 +120,6 @@ def _drop_unfinished(checkpoints: Path) -> None:
     for folder in checkpoints.glob("checkpoint-*"):
         if not (folder / TRAINER_STATE_NAME).is_file():  # what the trainer writes last
             shutil.rmtree(folder)
-
-
-def answer_start(ids: Sequence[int], marker: Sequence[int]) -> int | None:
-    """Where the last answer of a row begins: the position after the last occurrence of the marker; None without one."""
-    size = len(marker)
-    for start in range(len(ids) - size, -1, -1):
-        if list(ids[start : start + size]) == list(marker):
-            return start + size
-    return None
 
 
 class _Losses(TrainerCallback):

@@ -245,6 +245,24 @@ def test_verifying_answers(cli: Cli, built: Built, bundle: Path, tmp_path: Path)
     assert not [path for path in bundle.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_an_adapter_that_cannot_be_written(built: Built, bundle: Path, tmp_path: Path) -> None:
+    before = state(bundle)
+    code = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "from loraplex.server.cli import main; main()"
+    )
+    convert = ["adapter", "convert", bundle, built.peft["three"], "--name", "later"]
+    for arguments in (["--add"], ["--output", tmp_path / "later"]):
+        line = [sys.executable, "-c", code, *map(str, (*convert, *arguments))]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert len(done.stderr.splitlines()) == 1
+        assert "later.onnx_adapter cannot be written: " in done.stderr
+    assert not (tmp_path / "later").exists()
+    assert state(bundle) == before
+
+
 def test_a_server_install_is_enough(built: Built, bundle: Path) -> None:
     """Nothing of the extra `build` is imported, whatever is installed."""
     absent = ("torch", "peft", "transformers", "safetensors", "onnx_ir", "olive")

@@ -41,7 +41,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [*COMMAND, "recipe.yaml", "-o", "bundle"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: any((tmp_path / "bundle.work/1-train-tone/checkpoints").glob("checkpoint-*")), process)
+    wait_for(lambda: any((tmp_path / "bundle.work/train-tone/checkpoints").glob("checkpoint-*")), process)
     yield process
     process.kill()
     process.wait()
@@ -89,7 +89,7 @@ def test_a_step_that_is_killed(training: subprocess.Popen[str], tmp_path: Path) 
     assert first.startswith("loraplex: step 1/4 train tone failed: it was killed at ")
     assert "of memory, of which this machine has " in first
     assert first.endswith("of them free: it needs more")
-    assert log == f"  log: {tmp_path}/bundle.work/1-train-tone/log.txt"
+    assert log == f"  log: {tmp_path}/bundle.work/train-tone/log.txt"
     assert again.endswith("build recipe.yaml -o bundle --resume")
 
 
@@ -97,7 +97,7 @@ def test_out_of_memory(tmp_path: Path, build_here: BuildHere) -> None:
     make_checkpoint(tmp_path / "checkpoint", "llama", hidden_size=1024, intermediate_size=4096, vocab_size=8192)
     command = [*COMMAND, "--base", "checkpoint", "--quantization", "none", "-o", "bundle"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "bundle.work/1-export/log.txt").exists, process)
+    wait_for((tmp_path / "bundle.work/export/log.txt").exists, process)
     step = step_of(process.pid)
     # Over what it began with, however far it has come by now: that of the process it was forked from.
     limit = psutil.Process(step.ppid()).memory_info().vms + 250_000_000
@@ -107,7 +107,7 @@ def test_out_of_memory(tmp_path: Path, build_here: BuildHere) -> None:
     first, log, again = told.splitlines()[-3:]
     assert first.startswith("loraplex: step 1/2 export failed: out of memory: it had ")
     assert " and wanted more; this machine has " in first
-    assert log == f"  log: {tmp_path}/bundle.work/1-export/log.txt"
+    assert log == f"  log: {tmp_path}/bundle.work/export/log.txt"
     assert again.endswith("--resume")
     assert not (tmp_path / "bundle").exists()
     result = build_here(tmp_path, *command[len(COMMAND) :], "--resume")

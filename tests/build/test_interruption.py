@@ -26,7 +26,7 @@ from tests.hub import running_hub
 from tests.server.process import wait_until
 
 COMMAND = [sys.executable, "-W", "ignore", "-m", "loraplex.server", "build", "--output", "bundle", "--resume"]
-STEPS = ("1-quantize", "2-train-travel", "3-export", "4-adapters", "5-verify")
+STEPS = ("quantize", "train-travel", "export", "adapters", "verify")
 
 
 def everyone(build: subprocess.Popen[str], number: int) -> None:

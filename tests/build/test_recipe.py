@@ -10,6 +10,7 @@ from loraplex.build.document import Problems, convert, read_yaml
 from loraplex.build.errors import RecipeInvalid
 from loraplex.build.recipe import Recipe
 from loraplex.build.validation import check_output, read_recipe, validate
+from tests.awq import make_awq
 from tests.build.command import BuildHere, build
 from tests.checkpoints import make_adapter, make_checkpoint
 from tests.cli import Cli
@@ -29,6 +30,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wider = make_checkpoint(folder / "wider", "llama", hidden_size=256)
     make_adapter(wider, folder / "stranger")
     make_adapter(make_checkpoint(folder / "gpt", "qwen2"), folder / "biased", bias="all")
+    make_awq(folder / "llama", folder / "awq")
     (folder / "rows.jsonl").write_text('{"prompt": "w9", "response": "w10"}\n' * 4)
     (folder / "empty.jsonl").write_text("\n")
     (folder / "broken.jsonl").write_text('{"prompt": "w9"}\n{"prompt": \n[1]\n')
@@ -126,6 +128,22 @@ def test_every_problem_is_told_with_its_line(base: Path) -> None:
         ("base: llama\nexport: {precision: float16}", "2: export.precision: is float16 with quantization.algorithm"),
         ("base: llama\nquantization: {algorithm: awq}", "2: quantization: awq looks at text"),
         ("base: llama\nquantization: {group_size: 256}", "2: quantization.group_size:"),
+        (
+            "base: llama\nquantization: {algorithm: none, group_size: 32}",
+            "2: quantization.group_size: is for quantization, and algorithm none quantizes nothing",
+        ),
+        (
+            "base: llama\nquantization: {algorithm: none}\nexport: {head: int4}",
+            "3: export.head: is int4, and quantization.algorithm none keeps every layer float",
+        ),
+        (
+            "base: llama\nadapters: {a: {peft: stranger, response_template: x}}",
+            "2: adapters.a.response_template: is for training, and peft names a finished adapter",
+        ),
+        (
+            "base: awq\nquantization: {algorithm: awq, group_size: 64}",
+            "2: quantization.group_size: is 64, but {folder}/awq is quantized in groups of 32 already: leave it out",
+        ),
         ("base: azureml://models/x", "1: base: azureml://models/x is not azureml://registries/"),
     ],
 )
@@ -152,6 +170,25 @@ def test_the_output_must_be_ours(base: Path, build_here: BuildHere) -> None:
     check_output(base / "new", problems)
     check_output(base / "newer" / "still", problems)
     assert problems.messages() == []
+
+
+@pytest.mark.parametrize("option", ["--work", "--emit-olive"])
+def test_what_is_to_be_a_folder_is_a_file(option: str, base: Path, build_here: BuildHere) -> None:
+    result = build_here(base, "--base", "llama", "--output", "unmade", option, "rows.jsonl")
+    assert (result.status, result.err) == (2, "loraplex: rows.jsonl: is a file: give a folder\n")
+    below = build_here(base, "--base", "llama", "--output", "unmade", option, "rows.jsonl/below")
+    assert below.status == 2
+    assert f"rows.jsonl/below: cannot be made, {base}/rows.jsonl is a file" in below.err
+    assert not (base / "unmade").exists()
+
+
+def test_a_chat_template_with_which_no_server_would_start(tmp_path: Path, build_here: BuildHere) -> None:
+    make_checkpoint(tmp_path / "llama")
+    (tmp_path / "llama" / "chat_template.jinja").write_text("{% for message in messages %}")
+    result = build_here(tmp_path, "--base", "llama", "--output", "bundle")
+    assert result.status == 2
+    assert f"--base: {tmp_path}/llama: the chat template does not work: " in result.err
+    assert not (tmp_path / "bundle.work").exists()
 
 
 def test_options_of_the_short_form_are_checked(base: Path, build_here: BuildHere) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+import weakref
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from transformers import PreTrainedModel
 
 from loraplex.build.adapter import convert
 from loraplex.build.assembly import build_bundle
@@ -18,6 +21,7 @@ from loraplex.build.errors import VerificationFailed
 from loraplex.build.findings import Verification, read_findings
 from loraplex.build.record import StepRecord
 from loraplex.build.reference import log_softmax
+from loraplex.build.twin import load_graph_twin, load_twin
 from loraplex.build.verification import Effort, HeldOut, verify_bundle
 from loraplex.build.weight_file import find_stored
 from loraplex.server.bundle import Bundle
@@ -111,6 +115,29 @@ def test_perplexity_is_that_of_the_float_model(built: Built, tmp_path: Path) -> 
     assert rows["float"].value == pytest.approx(expected, rel=1e-4)
     assert rows["as served"].value == pytest.approx(expected, rel=1e-4)
     assert rows["float"].tokens == sum(len(ids) - 1 for ids in tokens)
+
+
+def test_one_float_model_is_in_memory_at_a_time(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[weakref.ref[PreTrainedModel]] = []
+    there: list[int] = []
+
+    def counted(load: Callable[..., PreTrainedModel]) -> Callable[..., PreTrainedModel]:
+        def loaded(*arguments: Path) -> PreTrainedModel:
+            there.append(sum(each() is not None for each in models))
+            model = load(*arguments)
+            models.append(weakref.ref(model))
+            return model
+
+        return loaded
+
+    for load in (load_graph_twin, load_twin):
+        monkeypatch.setattr(f"loraplex.build.comparison.{load.__name__}", counted(load))
+    bundle, checkpoint = quantized(built, tmp_path)
+    verify(bundle, checkpoint, built)
+    assert there == [0, 0, 0], "of the graph's weights, of the float checkpoint's, and of these rounded to nearest"
+    with quiet():
+        verify_bundle(bundle, checkpoint, built.peft, effort=LITTLE)
+    assert there == [0, 0, 0, 0], "without text there is nothing to read with the last two"
 
 
 @pytest.mark.slow
@@ -228,6 +255,17 @@ def test_a_layer_that_an_adapter_lost_is_caught(built: Built, tmp_path: Path) ->
     convert(partial, bundle.manifest.base, bundle.adapter("four"), name="four")
     with pytest.raises(VerificationFailed, match=r"four: model\.layers\.1\.mlp\.up_proj is off by inf"):
         verify(bundle, checkpoint, built)
+
+
+def test_a_layer_that_is_not_found_in_the_graph_is_told(built: Built, tmp_path: Path) -> None:
+    bundle = Bundle.open(Path(shutil.copytree(built.bundle.folder, tmp_path / "bundle")))
+    path = bundle.variant("generator") / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    (node,) = (node for node in model.graph.node if node.name == "/model/layers.1/mlp/down_proj/MatMul")
+    node.name = "/model/layers.1/mlp/down_proj/Gemm"
+    onnx.save(model, path)
+    with pytest.raises(VerificationFailed, match=r"float layers: model\.layers\.1\.mlp\.down_proj is off by inf"):
+        verify(bundle, built.checkpoint, built)
 
 
 def test_a_bundle_that_fails_gets_no_name(built: Built, tmp_path: Path) -> None:

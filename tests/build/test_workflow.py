@@ -107,7 +107,7 @@ def make_byte_tokenizer(folder: Path, size: int) -> None:
 
 
 def peft(folder: Path) -> dict[str, Path]:
-    trained = {name: next((folder / "bundle.work").glob(f"*-train-{name}")) for name in ("travel", "tone")}
+    trained = {name: folder / f"bundle.work/train-{name}" for name in ("travel", "tone")}
     return {name: step / "output/model/adapter" for name, step in trained.items()} | {"finished": folder / "finished"}
 
 
@@ -177,7 +177,7 @@ def test_interrupted_training_goes_on_from_its_checkpoint(tmp_path: Path, build_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-W", "ignore", "-m", "loraplex.server", "build", "recipe.yaml", "-o", "bundle"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
-    step = tmp_path / "bundle.work/1-train-tone"
+    step = tmp_path / "bundle.work/train-tone"
     while not (step / "checkpoints/checkpoint-20/trainer_state.json").is_file():
         assert process.poll() is None
         time.sleep(0.05)
@@ -210,7 +210,7 @@ def test_a_failing_step_is_named_and_nothing_is_left_under_the_final_name(
     first, log, again = result.err.splitlines()[-3:]
     assert first.startswith("loraplex: step 1/2 export failed: ")
     assert "not finite" in first
-    assert log == f"  log: {tmp_path}/bundle.work/1-export/log.txt"
+    assert log == f"  log: {tmp_path}/bundle.work/export/log.txt"
     assert again.endswith("build --base checkpoint --quantization none --output bundle --resume")
     assert not (tmp_path / "bundle").exists()
 
@@ -240,5 +240,5 @@ def test_olive_runs_the_workflows_that_are_written(tmp_path: Path, build_here: B
     environment = os.environ | {"OLIVE_DISABLE_TELEMETRY": "1"}
     both = f"from olive.cli.launcher import main; main({commands[1]!r}); main({commands[2]!r})"
     subprocess.run([sys.executable, "-W", "ignore", "-c", both], cwd=tmp_path, env=environment, check=True)
-    assert (tmp_path / "olive/2-train-tone/output/model/adapter/adapter_model.safetensors").is_file()
-    assert (tmp_path / "olive/3-export/bundle/bundle.json").is_file()
+    assert (tmp_path / "olive/train-tone/output/model/adapter/adapter_model.safetensors").is_file()
+    assert (tmp_path / "olive/export/bundle/bundle.json").is_file()
