@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from loraplex.bench.errors import INTERRUPTED, Interrupted, OptionsInvalid
-from loraplex.bench.lanes.engine_bench import Bench, LaneName, LaneOptions
 from loraplex.bench.lanes.engine_table import tables
 from loraplex.bench.load.flags import AtLeastOne, Flag, NotNegative, Several
 from loraplex.bench.results.output import prepare
@@ -25,7 +24,9 @@ def engine(
     bundle: Path,
     /,
     *,
-    lane: Annotated[tuple[LaneName, ...], Parameter(consume_multiple=True, negative="")] = (),
+    lane: Annotated[
+        tuple[Literal["batched", "generator", "routed"], ...], Parameter(consume_multiple=True, negative="")
+    ] = (),
     adapters: Numbers = (),
     concurrency: Numbers = (1, 8),
     input_len: AtLeastOne = 64,
@@ -89,6 +90,10 @@ def engine(
     plots
         Folder for the plots as PNGs.
     """
+    try:
+        from loraplex.bench.lanes.engine_bench import Bench, LaneOptions
+    except ImportError as error:
+        sys.exit(f"loraplex: {error}; install loraplex[bench]")
     if threads > (cores := usable_cores()):
         print(f"warning: --threads {threads} wait for each other on the {cores} cores of this process", file=sys.stderr)
     try:

@@ -9,7 +9,9 @@ import time
 from collections.abc import Coroutine, Sequence
 from contextlib import nullcontext
 from datetime import datetime
+from typing import Any
 
+import msgspec
 from msgspec import Struct, field
 
 from loraplex.bench.load.client import Client
@@ -140,15 +142,20 @@ async def drive(
 
 
 async def warm_up(client: Client, plan: Sequence[Planned], count: int, concurrency: int | None) -> None:
-    """Send `count` requests that nobody counts, to every model of the plan in turn."""
-    first = list({each.model: each for each in reversed(plan)}.values())[::-1]
+    """Send `count` requests that nobody counts, to every model of the plan in turn.
+
+    All are the plan's first, as in vLLM: what one model's prefix cache has of it is of no use to another, so one
+    request of the run is answered from a cache for that reason, however many models there are.
+    """
+    first: dict[str, Any] = msgspec.json.decode(plan[0].body)
+    models = list(dict.fromkeys(each.model for each in plan))
     places = asyncio.Semaphore(concurrency) if concurrency else nullcontext()
 
-    async def send(planned: Planned) -> None:
+    async def send(model: str) -> None:
         async with places:
-            await client.ask(planned.model, planned.body, time.perf_counter())
+            await client.ask(model, msgspec.json.encode(first | {"model": model}), time.perf_counter())
 
-    await asyncio.gather(*(send(first[index % len(first)]) for index in range(count)))
+    await asyncio.gather(*(send(models[index % len(models)]) for index in range(count)))
 
 
 async def _sleep_until(moment: float) -> None:

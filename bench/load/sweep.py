@@ -122,8 +122,13 @@ def _written(
 def saturated(points: Sequence[Point], steps: Steps) -> str | None:
     """Why the last step was the last that is worth it; None while there may be more."""
     last = points[-1]
-    if last.request_goodput is not None and last.request_goodput < steps.min_goodput * last.request_throughput:
-        share = last.request_goodput / last.request_throughput
+    if last.request_goodput is not None and last.completed:
+        # Both rates are of those that succeeded; one that failed met no objective.
+        succeeded = last.completed / (last.completed + last.failed)
+        share = last.request_goodput / last.request_throughput * succeeded
+    else:
+        share = 1.0
+    if share < steps.min_goodput:
         return f"only {share:.0%} of the requests met the objectives"
     if len(points) > 1:
         before = max(each.output_throughput for each in points[:-1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +139,23 @@ def test_a_server_that_is_not_there_is_named(cli: Cli) -> None:
     )
     assert ended.status == 1
     assert "http://127.0.0.1:9 cannot be reached" in ended.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("serve", "--model", "x"), ("sweep", "--tokenizer", "x"), ("engine", str(DEMO))],
+    ids=lambda each: each[0],
+)
+def test_a_command_whose_libraries_are_not_installed_says_what_installs_them(command: tuple[str, ...]) -> None:
+    code = "import sys; sys.modules['aiohttp'] = None\nfrom loraplex.server.cli import main; main()"
+
+    def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", code, "bench", *arguments]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    helped = ended(command[0], "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    done = ended(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("loraplex: ")
+    assert done.stderr.endswith("; install loraplex[bench]\n")

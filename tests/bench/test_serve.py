@@ -184,6 +184,15 @@ def test_warm_ups_go_round_the_adapters_and_do_not_count(cli: Cli, scripted: Scr
     assert len(scripted.bodies) == 16
 
 
+def test_warm_ups_put_one_prompt_of_the_run_into_caches(cli: Cli, scripted: Scripted, questions: Path) -> None:
+    flags = ("--adapters", "steady", "other", "tells", "--adapter-mix", "round-robin", "--num-warmups", "6")
+    assert cli(*custom(scripted, questions), *flags, "--max-concurrency", "1").status == 0
+    warm = {(body["model"], body["prompt"]) for body in scripted.bodies[:6]}
+    assert {model for model, _ in warm} == {"steady", "other", "tells"}
+    asked = [(body["model"], body["prompt"]) for body in scripted.bodies[6:]]
+    assert [each for each in asked if each in warm] == asked[:1]
+
+
 def test_the_ready_check_waits_for_a_server_that_is_not_ready(cli: Cli, scripted: Scripted, questions: Path) -> None:
     scripted.flaky = 1
     command = (*custom(scripted, questions, prompts=1), "--model", "flaky")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loraplex.bench.load.steps import Steps
+from loraplex.bench.load.sweep import Point, saturated
 from loraplex.bench.results.result_file import read
 from tests.bench.conftest import DEMO, custom
 from tests.bench.scripted_server import Scripted
@@ -56,6 +58,32 @@ def test_a_sweep_keeps_what_it_measured_before_the_server_died(
     assert ended.status == (1 if steps == 1 else 0)
     assert f"{found['stopped']}; best at concurrency 1" in ended.out
     assert "<svg" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("failed", "goodput", "reason"),
+    [
+        (0, 10.0, None),
+        (0, 6.0, "only 48% of the requests met the objectives"),
+        (8, 12.5, None),
+        (12, 12.5, "only 45% of the requests met the objectives"),  # all that succeeded did
+        (0, None, None),
+    ],
+)
+def test_a_request_that_failed_met_no_objective(failed: int, goodput: float | None, reason: str | None) -> None:
+    point = Point(
+        value=1.0,
+        file="",
+        completed=10,
+        failed=failed,
+        request_throughput=12.5,
+        request_goodput=goodput,
+        output_throughput=100.0,
+        mean_ttft_ms=1.0,
+        mean_tpot_ms=1.0,
+        client_core_share=0.1,
+    )
+    assert saturated([point], Steps()) == reason
 
 
 @pytest.mark.parametrize(
