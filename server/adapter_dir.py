@@ -172,6 +172,9 @@ class AdapterDir:
             if isinstance(error, EngineFailed) and self._suspects.get(name) != look:
                 self._suspects[name] = look
                 return  # once more
+        except Exception:  # nobody foresaw: the others are looked after all the same
+            logger.exception("adapter %s cannot be loaded", name)
+            self._refuse(name, "it cannot be loaded; the server's log says why")
         self._done[name] = look
 
     def _refuse(self, name: str, reason: str) -> None:

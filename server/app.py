@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from loraplex.server.api.adapters import (
@@ -89,7 +89,9 @@ async def refuse_route(request: Request, error: Exception) -> Response:
     target = f"{request.method} {request.url.path}"
     if error.status_code == 405:
         answer = await refuse(request, MethodNotAllowed(f"{target}: this path has other methods"))
-        answer.headers.update(error.headers or {})
+        # Several routes may have this path, and Starlette names the methods of the first.
+        found = [route.methods or () for route in ROUTES if route.matches(request.scope)[0] is not Match.NONE]
+        answer.headers["allow"] = ", ".join(sorted(set().union(*found)))
         return answer
     return await refuse(request, NotFound(f"{target}: there is no such path"))
 

@@ -32,6 +32,8 @@ MANIFEST = "bundle.json"
 ADAPTER_MANIFEST = "adapter.json"
 MAX_MANIFEST_BYTES = 2**22
 """A thousand projections take a twentieth of it."""
+LONGEST_PATH = 255
+"""Bytes of a path in a manifest. File systems take no longer names."""
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Variant = Literal["generator", "paged"]
@@ -139,7 +141,7 @@ class Bundle(Struct, frozen=True):
             raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from None
         try:
             manifest = msgspec.json.decode(raw, type=Manifest)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BundleInvalid(f"{path} is not a bundle of format {FORMAT}: {error}") from None
         if manifest.base.name in manifest.adapters:
             raise BundleInvalid(f"{path}: the name {manifest.base.name!r} stands for the base and for an adapter")
@@ -175,7 +177,9 @@ def _check_weights(file: Path, size: int) -> None:
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Join a path from a manifest to its folder; raises BundleInvalid where it would lead out of it."""
+    """Join a path from a manifest to its folder; raises BundleInvalid where it would lead out of it, or cannot be."""
+    if "\0" in relative or len(relative.encode()) > LONGEST_PATH:
+        raise BundleInvalid(f"{folder}: {relative[:LONGEST_PATH]!r} cannot be a path of a file")
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
         raise BundleInvalid(f"{folder}: {relative!r} is not a path inside this folder")
@@ -196,7 +200,7 @@ def read_adapter_manifest(folder: Path) -> AdapterManifest:
         raise AdapterInvalid(f"{folder} is not an adapter: it has no {ADAPTER_MANIFEST}") from None
     except OSError as error:
         raise AdapterInvalid(f"{path} cannot be read: {error.strerror}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AdapterInvalid(f"{path} is not an adapter of format {FORMAT}: {error}") from None
 
 

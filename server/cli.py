@@ -70,7 +70,7 @@ def key(
     /,
     *,
     admin: bool = False,
-    adapter: tuple[str, ...] = (),
+    adapter: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     requests_per_minute: AtLeastOne | None = None,
     tokens_per_minute: AtLeastOne | None = None,
     service_class: Annotated[str, Parameter(name="--class")] = "default",

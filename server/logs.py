@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from asyncio import CancelledError
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -28,6 +29,7 @@ def configure(level: str, form: Format) -> None:
     """Write log lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines() if form == "json" else ConsoleLines())
+    handler.addFilter(_unforeseen)
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -94,6 +96,11 @@ def log_request(record: RequestRecord) -> None:
             "finish": ",".join(record.finishes()),
         }
     access.log(level, "%s %s %d", record.method, record.path, record.status, extra={"request": fields})
+
+
+def _unforeseen(record: logging.LogRecord) -> bool:
+    """A second signal ends requests where they stand, which uvicorn takes for an exception in each of them."""
+    return not (record.name == "uvicorn.error" and record.exc_info and record.exc_info[0] is CancelledError)
 
 
 def _shown(value: object) -> str:

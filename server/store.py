@@ -71,7 +71,7 @@ class Store:
                     shutil.rmtree(left, ignore_errors=True)
                 else:
                     left.unlink()
-        except (OSError, msgspec.DecodeError, BundleInvalid, StorageFailed) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, BundleInvalid, StorageFailed) as error:
             raise StateInvalid(f"{folder} cannot be used as --state-dir: {error}") from None
 
     @property

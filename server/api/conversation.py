@@ -17,6 +17,8 @@ MAX_TOOLS = 128
 
 class TextPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"):
     text: str
+    prompt_cache_breakpoint: Any = None
+    """A hint for OpenAI's cache."""
 
 
 class RefusalPart(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
@@ -32,6 +34,20 @@ class FunctionCall(Struct, frozen=True, forbid_unknown_fields=True):
 class ToolCall(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
     id: str
     function: FunctionCall
+
+
+class GivenFunctionCall(FunctionCall, frozen=True, forbid_unknown_fields=True):
+    parsed_arguments: Any = None
+    """OpenAI's client's reading of them."""
+
+
+class GivenToolCall(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"):
+    """A call of an earlier answer, sent back."""
+
+    id: str
+    function: GivenFunctionCall
+    index: int | None = None
+    """Of a call that was put together from chunks."""
 
 
 class FunctionDelta(Struct, frozen=True):
@@ -81,13 +97,15 @@ class AssistantMessage(Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     content: str | list[TextPart | RefusalPart] | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[GivenToolCall], Meta(max_length=MAX_TOOLS)] | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
     reasoning_content: str | None = None
     """For templates that show it (vLLM's extension)."""
+    parsed: Any = None
+    """OpenAI's client's reading of the content."""
     provider_specific_fields: Any = None
     """LiteLLM's note to itself."""
 

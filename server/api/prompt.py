@@ -69,7 +69,9 @@ def _messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
                     param=f"messages[{index}].tool_call_id",
                 )
             plain |= {"name": called[message.tool_call_id], "tool_call_id": message.tool_call_id}
-        elif isinstance(message, AssistantMessage):
+        elif message.name is not None:
+            plain["name"] = message.name
+        if isinstance(message, AssistantMessage):
             if message.reasoning_content is not None:
                 plain["reasoning_content"] = message.reasoning_content
             if message.tool_calls:

@@ -11,12 +11,12 @@ from loraplex.server.api.conversation import (
     AssistantMessage,
     ChatMessage,
     DeveloperMessage,
-    FunctionCall,
     FunctionDefinition,
+    GivenFunctionCall,
+    GivenToolCall,
     NamedTool,
     SystemMessage,
     Tool,
-    ToolCall,
     ToolChoice,
     ToolMessage,
     ToolName,
@@ -104,12 +104,12 @@ def _messages(body: ResponsesRequest) -> list[ChatMessage]:
         messages.append(SystemMessage(content=body.instructions))
     if isinstance(body.input, str):
         return [*messages, UserMessage(content=body.input)]
-    calls: list[ToolCall] = []
+    calls: list[GivenToolCall] = []
     for index, given in enumerate(body.input):
         # OpenAI lets a message go without its type, and nothing else.
         item: Any = convert({"type": "message", **given}, InputItem, f"input[{index}]")  # type: ignore[arg-type]
         if isinstance(item, InputCall):
-            calls.append(ToolCall(item.call_id, FunctionCall(item.name, item.arguments)))
+            calls.append(GivenToolCall(item.call_id, GivenFunctionCall(item.name, item.arguments)))
             continue
         _add_calls(messages, calls)
         calls = []
@@ -118,7 +118,7 @@ def _messages(body: ResponsesRequest) -> list[ChatMessage]:
     return messages
 
 
-def _add_calls(messages: list[ChatMessage], calls: list[ToolCall]) -> None:
+def _add_calls(messages: list[ChatMessage], calls: list[GivenToolCall]) -> None:
     """Calls that follow a text of the assistant are part of its message, as they were when it was given."""
     if not calls:
         return

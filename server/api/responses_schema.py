@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from loraplex.server.api.conversation import MAX_TOOLS, FunctionName
 from loraplex.server.api.schema import (
@@ -25,6 +25,8 @@ Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 class InputText(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="input_text"):
     text: str
+    prompt_cache_breakpoint: Any = None
+    """A hint for OpenAI's cache."""
 
 
 class GivenText(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
@@ -33,6 +35,8 @@ class GivenText(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type
     text: str
     annotations: list[Any] = []
     logprobs: list[Any] | None = None
+    parsed: Any = None
+    """OpenAI's client's reading of it."""
 
 
 class GivenRefusal(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="refusal"):
@@ -53,6 +57,13 @@ class InputCall(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type
     arguments: str
     id: str | None = None
     status: str | None = None
+    parsed_arguments: Any = None
+    """OpenAI's client's reading of them."""
+    caller: None = None
+    namespace: None = None
+    in_background: Literal[False] | None = field(name="async", default=None)
+    async_: None = None
+    """What OpenAI's client calls that one when it makes a dict of a call."""
 
 
 class InputCallOutput(
@@ -94,6 +105,7 @@ class JSONSchemaText(
 
 class TextOptions(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: TextFormat | JSONObjectFormat | JSONSchemaText | None = None
+    verbosity: Literal["medium"] | None = None
 
 
 class ResponseStreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -124,9 +136,16 @@ class ResponsesRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    prompt: None = None
+    access_programs: Any = None
     background: Any = None
+    context_management: Any = None
     conversation: Any = None
+    image: Any = None
     max_tool_calls: Any = None
+    moderation: Any = None
     previous_response_id: Any = None
     reasoning: Any = None
     service_tier: Any = None

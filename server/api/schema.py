@@ -30,6 +30,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """A last chunk without choices has the usage; the others have null."""
     continuous_usage_stats: bool = False
     """Every chunk has the usage so far (vLLM's extension)."""
+    include_obfuscation: Literal[False] | None = None
 
 
 class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +106,8 @@ class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: TextFormat | JSONObjectFormat | JSONSchemaFormat | None = None
@@ -117,6 +120,7 @@ class ChatRequest(Generate, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     function_call: Any = None
     modalities: Any = None
     audio: Any = None
+    moderation: Any = None
     prediction: Any = None
     reasoning_effort: Any = None
     verbosity: Any = None

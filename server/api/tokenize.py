@@ -1,7 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM answers them (vllm/entrypoints/serve/tokenize/protocol.py).
-
-Both are found under /v1 too.
-"""
+"""POST /tokenize and /detokenize, as vLLM answers them (vllm/entrypoints/serve/tokenize/protocol.py)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from loraplex.server.conversion import PEFT_CONFIG, PEFT_WEIGHTS
 from loraplex.server.errors import BodyTooLarge, InvalidRequest, StorageFailed
 
 ACCEPTED = re.compile(
-    rf"{PEFT_CONFIG}|{PEFT_WEIGHTS}|{ADAPTER_MANIFEST}|[A-Za-z0-9][A-Za-z0-9._-]*\.(onnx_adapter|jinja)"
+    rf"{PEFT_CONFIG}|{PEFT_WEIGHTS}|{ADAPTER_MANIFEST}|[A-Za-z0-9][A-Za-z0-9._-]{{0,200}}\.(onnx_adapter|jinja)"
 )
 """Names of files; they have no folders, since none of them needs one."""
 MAX_FILES = 4

@@ -158,6 +158,7 @@ def _answer(question: bytes) -> tuple[str, str]:
         source, special_tokens, messages, tools, add_generation_prompt, variables = json.loads(question)
         template = _compiled(source, tuple(sorted(special_tokens.items())))
         text = template.render(messages, tools, add_generation_prompt=add_generation_prompt, variables=variables)
+        text.encode()  # half of a surrogate pair is a string to Python, and no text to a tokenizer
     except (BundleInvalid, InvalidRequest) as error:
         return "refused", error.message
     except MemoryError:

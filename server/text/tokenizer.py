@@ -73,7 +73,10 @@ class Text:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text("utf-8")
+        try:
+            return path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleInvalid(f"{path} cannot be read: {error}") from None
     found = config.get("chat_template")
     if isinstance(found, list):  # several by name: https://huggingface.co/docs/transformers/chat_templating
         found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)

@@ -9,15 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 
 from tests.server.process import PATIENCE, ServerProcess
 
 PROMPTS = [[seed, seed + 40, 7] for seed in range(10, 34)]
+LONG = 200
+"""Tokens of an answer; 128 of them are seconds of work, which still runs when something happens to it."""
 
 
 def ask(server: ServerProcess, model: str, prompt: list[int], count: int = 24) -> str:
     answer = server.client.completions.create(model=model, prompt=prompt, temperature=0, max_tokens=count)
     return answer.choices[0].text
+
+
+def stream(server: ServerProcess, *, n: int = 1, ignore_eos: bool = False) -> openai.Stream[openai.types.Completion]:
+    return server.client.completions.create(
+        model="large",
+        prompt=[10, 20],
+        temperature=1,
+        seed=1,
+        max_tokens=LONG,
+        stream=True,
+        n=n,
+        extra_body={"ignore_eos": ignore_eos},
+    )
 
 
 def call(server: ServerProcess, method: str, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:

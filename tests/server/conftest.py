@@ -90,6 +90,13 @@ def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 
 @pytest.fixture
+def own_server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of its own for tests that break it."""
+    with serving(tiny.folder, tmp_path / "log") as server:
+        yield server
+
+
+@pytest.fixture
 def sources(tiny: TinyBundle, tmp_path: Path) -> Path:
     """A folder of adapters to load: those of the tiny bundle."""
     return shutil.copytree(tiny.folder / "adapters", tmp_path / "sources")

@@ -137,6 +137,19 @@ def test_one_that_is_broken_says_why_until_it_is_mended(
     assert call(server, "GET", "/v1/adapters/new")[1]["state"] == "ready"
 
 
+def test_one_that_cannot_be_read_keeps_no_other_out(
+    server: ServerProcess, tiny: TinyBundle, folder: Path, tmp_path: Path
+) -> None:
+    draft = shutil.copytree(tiny.folder / "adapters" / "small", tmp_path / "draft")
+    manifest = (draft / "adapter.json").read_bytes()
+    (draft / "adapter.json").write_bytes(manifest.replace(b'"format"', b'"\xff"'))
+    draft.rename(folder / "a")
+    server.wait_for_line("adapter refused")
+    shutil.copytree(tiny.folder / "adapters" / "small", folder / "b")
+    wait_until(lambda: "b" in names(server))
+    assert set(server.get("/health")[1]["refused"]) == {"a"}
+
+
 def test_one_that_is_broken_gives_its_name_to_another(server: ServerProcess, tiny: TinyBundle, folder: Path) -> None:
     """That a request brings, or to none once its folder is gone."""
     shutil.copytree(tiny.folder / "adapters" / "large", folder / "given" / "large")  # the watch does not look so deep
@@ -225,6 +238,27 @@ class Deadly(Registry):
 
     def refuse(self, name: str, folder: Path, *, source: str, reason: str) -> Adapter:
         return Adapter(name, folder, source, "failed", reason)
+
+
+class Bewildered(Deadly):
+    """One that fails on an adapter in a way that nobody foresaw."""
+
+    async def load(self, name: str, folder: Path, *, source: str, keep: bool = True) -> Adapter:  # noqa: ARG002
+        if name == "a":
+            raise RuntimeError("surprise")
+        self.tries += 1
+        return Adapter(name, folder, source, "ready")
+
+
+async def test_what_nobody_foresaw_of_one_adapter_keeps_no_other_out(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "adapter.json").write_text("{}")
+    registry = Bewildered()
+    watched = AdapterDir(folder, registry)
+    await watched.load()
+    assert registry.tries == 1
+    await watched.close()
 
 
 async def test_an_adapter_that_the_engine_dies_of_is_not_loaded_again_and_again(

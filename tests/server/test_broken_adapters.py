@@ -82,6 +82,16 @@ def no_json(folder: Path) -> None:
     (folder / "adapter.json").write_text("{")
 
 
+def no_text(folder: Path) -> None:
+    _edit(folder, description="?")
+    path = folder / "adapter.json"
+    path.write_bytes(path.read_bytes().replace(b"?", b"\xff"))
+
+
+def zero_byte(folder: Path) -> None:
+    _edit(folder, file="\0")
+
+
 def broken_template(folder: Path) -> None:
     (folder / "template.jinja").write_text("{% for %}")
     _edit(folder, chat_template="template.jinja")
@@ -99,6 +109,8 @@ BREAKAGES: dict[Callable[[Path], None], str] = {
     no_weights: "no such file",
     outside: "inside this folder",
     no_json: "adapter.json",
+    no_text: "adapter.json",
+    zero_byte: "cannot be a path",
     broken_template: "template",
 }
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -151,8 +152,66 @@ def test_fields_that_other_libraries_add_to_an_answer_are_taken_back(client: ope
     assert usage(refusal=None, annotations=[], audio=None, function_call=None, tool_calls=None) == plain
     assert usage(provider_specific_fields={"refusal": None}) == plain
     assert usage(reasoning_content="Well.") == plain
+    assert usage(parsed={"city": "Paris"}) == plain
     with pytest.raises(openai.BadRequestError, match=r"messages\[1\]\.mood"):
         usage(mood="good")
+
+
+class City(pydantic.BaseModel):
+    name: Literal["Paris", "Rome"]
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of the client's own messages
+@pytest.mark.parametrize("as_dict", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_the_official_clients_helpers_make_of_an_answer_can_be_sent_back(
+    client: openai.OpenAI, streaming: bool, as_dict: bool
+) -> None:
+    def ask(**options: Any) -> Any:
+        request: dict[str, Any] = {"model": "travel", "messages": ASK, "temperature": 0, **options}
+        if not streaming:
+            return client.chat.completions.parse(**request).choices[0].message
+        with client.chat.completions.stream(**request) as events:
+            return events.get_final_completion().choices[0].message
+
+    def send_back(message: Any, following: Any) -> None:
+        sent = message.model_dump() if as_dict else message
+        messages: list[Any] = [*ASK, sent, following]
+        assert client.chat.completions.create(model="travel", messages=messages, max_tokens=1).choices
+
+    answer = ask(response_format=City)
+    assert isinstance(answer.parsed, City)
+    send_back(answer, *ASK)
+    answer = ask(tools=[openai.pydantic_function_tool(City)], tool_choice="required", parallel_tool_calls=False)
+    (call,) = answer.tool_calls
+    assert isinstance(call.function.parsed_arguments, City)
+    send_back(answer, {"role": "tool", "tool_call_id": call.id, "content": "It is warm."})
+
+
+def test_fields_of_openais_that_change_nothing_are_accepted(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": ASK[0]["content"], "prompt_cache_breakpoint": {}}]
+    in_parts: list[Any] = [{"role": "user", "content": parts}]
+    request: dict[str, Any] = {"model": "travel", "temperature": 0, "max_tokens": 8}
+    plain = client.chat.completions.create(**request, messages=ASK)
+    given = client.chat.completions.create(
+        **request,
+        messages=in_parts,
+        extra_body={
+            "prompt_cache_options": {"mode": "implicit"},
+            "prompt_cache_retention": "24h",
+            "verbosity": "medium",
+            "moderation": None,
+        },
+    )
+    assert given.choices == plain.choices
+    chunks = client.chat.completions.create(
+        **request, messages=ASK, stream=True, stream_options={"include_obfuscation": False}
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == plain.choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as refusal:
+        client.chat.completions.create(**request, messages=ASK, moderation={"model": "omni-moderation-latest"})
+    assert (refusal.value.param, refusal.value.code) == ("moderation", "unsupported_parameter")
 
 
 def test_variables_of_the_chat_template_are_accepted(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""Clients that leave, an engine that dies, a server that is told to stop."""
+"""Clients that leave, an engine that dies, a server that cannot start."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import httpx2
 import openai
 import psutil
 import pytest
+from openai.types.responses import Response
 
-from tests.server.calls import call
-from tests.server.conftest import DEMO, TinyBundle
+from tests.server.calls import stream
+from tests.server.conftest import DEMO, TinyBundle, scripted
 from tests.server.process import PATIENCE, ServerProcess, command, serving, wait_until
-from tests.server.test_conversion import converters, endless
+from tests.server.responses import OPEN_RESPONSES
+from tests.server.strictness import validated
 from tests.server.test_watchdog import STUCK_STEP, behaving, gated, server_child
 
-LONG = 200
-"""Tokens of an answer; 128 of them are seconds of work, which still runs when something happens to it."""
 RAISES_ITS_LIMIT = """
 import logging, resource
 
@@ -39,26 +37,6 @@ class Handler(logging.Handler):
 logging.getLogger("loraplex.engine").addHandler(Handler())
 """
 """A server that may open files again once it has told that it could not."""
-
-
-def stream(server: ServerProcess, *, n: int = 1, ignore_eos: bool = False) -> openai.Stream[openai.types.Completion]:
-    return server.client.completions.create(
-        model="large",
-        prompt=[10, 20],
-        temperature=1,
-        seed=1,
-        max_tokens=LONG,
-        stream=True,
-        n=n,
-        extra_body={"ignore_eos": ignore_eos},
-    )
-
-
-@pytest.fixture
-def own_server(tiny: TinyBundle, tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server of its own for tests that break it."""
-    with serving(tiny.folder, tmp_path / "log") as server:
-        yield server
 
 
 def test_a_client_that_leaves_cancels_its_generation(demo_server: ServerProcess) -> None:
@@ -170,6 +148,30 @@ def test_health_and_ready_say_what_the_engine_does(tmp_path: Path) -> None:
         assert server.get("/health")[0] == 200
 
 
+def test_an_engine_that_dies_fails_the_response(tmp_path: Path) -> None:
+    """Half a minute before the end of the answer."""
+    with scripted(tmp_path / "log", "--seconds 0.02", "--max-running", "64") as server:
+        raw = server.client.responses.with_raw_response.create(
+            model="travel", input="What should I see in Paris?", max_output_tokens=1500, stream=True
+        )
+        lines = (json.loads(line.removeprefix("data: ")) for line in raw.http_response.iter_lines() if "data:" in line)
+        events: list[dict[str, Any]] = []
+        for event in lines:
+            events.append(event)
+            if len(events) == 8:
+                os.kill(server_child(server), signal.SIGKILL)
+    last = events[-1]
+    assert last["type"] == "response.failed"
+    assert last["sequence_number"] == len(events) - 1
+    failed = validated(Response, last["response"], known=OPEN_RESPONSES)
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert failed.error.code == "server_error"
+    assert failed.output_text == "".join(
+        each["delta"] for each in events if each["type"] == "response.output_text.delta"
+    )
+
+
 def test_an_engine_that_keeps_dying_is_given_up(own_server: ServerProcess) -> None:
     for restarts in range(6):
         own_server.wait_for("loraplex_engine_restarts_total", restarts)
@@ -187,63 +189,6 @@ def test_the_engine_dies_with_the_server(own_server: ServerProcess) -> None:
     own_server.process.kill()
     own_server.process.wait()
     assert psutil.wait_procs([engine], timeout=PATIENCE)[1] == []
-
-
-def test_sigterm_lets_running_streams_finish(own_server: ServerProcess) -> None:
-    answer = stream(own_server, n=32, ignore_eos=True)
-    chunks = [next(answer)]
-    own_server.process.send_signal(signal.SIGTERM)
-    chunks += answer
-    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["length"] * 32
-    assert own_server.process.wait(PATIENCE) == 0
-
-
-@pytest.mark.parametrize("streaming", [True, False])
-def test_past_the_drain_requests_end_with_an_error(tiny: TinyBundle, tmp_path: Path, streaming: bool) -> None:
-    log = tmp_path / "log"
-    with serving(tiny.folder, log, "--drain-timeout", "1", "--max-running", "1") as server:
-
-        def ask() -> list[object]:
-            answer = server.client.completions.create(
-                model="large", prompt=[10], temperature=1, max_tokens=LONG, stream=streaming
-            )
-            return list(answer)
-
-        with ThreadPoolExecutor() as pool:
-            engine = server.engine()
-            engine.suspend()
-            running, waiting = pool.submit(ask), pool.submit(ask)
-            server.wait_for("loraplex_requests_running", 1, adapter="large")
-            server.wait_for("loraplex_requests_waiting", 1, adapter="large")
-            server.process.send_signal(signal.SIGTERM)
-            for answer in (running, waiting):
-                with pytest.raises(openai.APIError, match="shutting down") as error:
-                    answer.result(PATIENCE)
-                if not streaming:
-                    assert isinstance(error.value, openai.InternalServerError)
-                    assert error.value.status_code == 503
-        with suppress(psutil.NoSuchProcess):  # the server does not wait for it for long
-            engine.resume()
-        assert server.process.wait(PATIENCE) == 0
-    assert "Traceback" not in log.read_text()
-
-
-def test_past_the_drain_an_adapter_is_not_loaded(tiny: TinyBundle, tmp_path: Path) -> None:
-    log, state = tmp_path / "log", tmp_path / "state"
-    flags = ("--dev", "--adapter-dir", str(tmp_path), "--state-dir", str(state), "--drain-timeout", "1")
-    with serving(tiny.folder, log, *flags) as server, ThreadPoolExecutor() as pool:
-        endless(tiny, tmp_path / "given" / "peft")
-        answer = pool.submit(call, server, "PUT", "/v1/adapters/new", {"path": "given/peft"})
-        wait_until(lambda: converters(server))
-        (converter,) = converters(server)
-        converter.suspend()
-        server.process.send_signal(signal.SIGTERM)
-        status, body = answer.result(PATIENCE)
-        assert (status, body["error"]["code"]) == (503, "not_ready")
-        assert server.process.wait(PATIENCE) == 0
-        assert psutil.wait_procs([converter], timeout=PATIENCE)[1] == []
-    assert [each.name for each in state.iterdir()] == ["adapters.json"]
-    assert "Traceback" not in log.read_text()
 
 
 def test_a_slow_reader_keeps_no_slot(tmp_path: Path) -> None:
@@ -267,26 +212,6 @@ def test_a_slow_reader_keeps_no_slot(tmp_path: Path) -> None:
                 received += reader.recv(2**20)
         assert received.count(b'"top_logprobs"') == 1900
         assert b"data: [DONE]" in received
-
-
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    with serving(DEMO, tmp_path / "log", "--drain-timeout", "600") as server:
-        answer = server.client.completions.create(
-            model="travel", prompt=[5], n=128, max_tokens=2000, stream=True, extra_body={"ignore_eos": True}
-        )
-        next(answer)
-        engine = server.engine()
-        server.process.send_signal(signal.SIGTERM)
-        server.wait_for_line("another signal stops at once")
-        assert server.process.poll() is None
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(PATIENCE) == 0
-        assert psutil.wait_procs([engine], timeout=PATIENCE)[1] == []
-        ended = 0
-        with suppress(openai.APIError, httpx2.HTTPError):
-            for chunk in answer:
-                ended += chunk.choices[0].finish_reason == "length"
-        assert ended < 128, "it waited for all"
 
 
 def test_a_taken_port_is_said_at_once(tiny: TinyBundle, tiny_server: ServerProcess) -> None:

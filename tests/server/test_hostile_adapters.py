@@ -118,6 +118,9 @@ def cases(corpus: Corpus, tmp: Path) -> Iterator[tuple[str, Files]]:
     yield "a path out of the folder", ours(file="../small.onnx_adapter")
     yield "an absolute path", ours(file="/etc/passwd")
     yield "a file that is not there", ours(file="other.onnx_adapter")
+    yield "a path with a zero byte", ours(file="small\0.onnx_adapter")
+    yield "a path that is too long", ours(file="a" * 300)
+    yield "a template's path with a zero byte", ours(chat_template="x\0.jinja")
     yield "another format", ours(format=2)
     yield "an unknown field", ours(surprise=True)
     yield "no digest", ours(sha256="")
@@ -126,6 +129,8 @@ def cases(corpus: Corpus, tmp: Path) -> Iterator[tuple[str, Files]]:
     yield "a manifest of brackets", [(MANIFEST, b"[" * 100_000), (OURS, adapter)]
     yield "a manifest of 5 MB", [(MANIFEST, b" " * 5_000_000), (OURS, adapter)]
     yield "a manifest in another encoding", [(MANIFEST, "ü".encode("latin-1")), (OURS, adapter)]
+    broken = json.dumps(corpus.manifest | {"source": "?"}).encode().replace(b"?", b"\xff")
+    yield "a manifest with a byte of no encoding", [(MANIFEST, broken), (OURS, adapter)]
     for name, template in {
         "a template that reaches for classes": b"{{ ''.__class__.__mro__ }}",
         "a template that is broken": b"{% for %}",
@@ -164,6 +169,7 @@ def cases(corpus: Corpus, tmp: Path) -> Iterator[tuple[str, Files]]:
     yield "a pickle", [(CONFIG, b"{}"), ("adapter_model.bin", b"cos\nsystem\n(S'true'\ntR.")]
     yield "a name with a folder", [(CONFIG, b"{}"), ("../../adapter_model.safetensors", safetensors)]
     yield "a name with a zero byte", [(CONFIG, b"{}"), ("a\0.onnx_adapter", safetensors)]
+    yield "a name that is too long", [*ours(), (300 * "a" + ".jinja", b"")]
     yield "nothing", [("adapter.json", b"")]
 
 

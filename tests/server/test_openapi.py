@@ -19,6 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from jsonschema_rs import Draft202012Validator
 from starlette.routing import Route
@@ -128,6 +129,14 @@ def test_the_document_is_an_openapi_document(tiny_server: ServerProcess) -> None
     assert validator.is_valid(good)
     for bad in ({"stop": ["a", "b", "c", "d", "e"]}, {"temperature": 3}, {"tempature": 1}, {"logit_bias": {"5x": 1}}):
         assert not validator.is_valid(good | bad), bad
+
+
+def test_a_path_that_has_not_the_method_names_all_it_has(tiny_server: ServerProcess) -> None:
+    _, document = tiny_server.get("/openapi.json")
+    for path, operations in document["paths"].items():
+        answer = httpx.request("TRACE", tiny_server.url + re.sub(r"\{\w+\}", "small", path), trust_env=False)
+        named = set(answer.headers["allow"].split(", "))
+        assert (answer.status_code, named - {"HEAD"}) == (405, {method.upper() for method in operations})
 
 
 def test_docs_show_every_operation_and_load_nothing(tiny_server: ServerProcess) -> None:

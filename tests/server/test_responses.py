@@ -1,24 +1,18 @@
-"""POST /v1/responses by the official client, every answer and event checked with its models."""
+"""POST /v1/responses by the official client: answers, streams, calls, and what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
-from openai.types.responses import Response, ResponseStreamEvent
-from pydantic import TypeAdapter
 
 from tests.server.bytes_bundle import TEMPLATES, likely, make_bundle
-from tests.server.conftest import scripted
 from tests.server.process import ServerProcess, serving
-from tests.server.strictness import validated
-from tests.server.test_watchdog import server_child
+from tests.server.responses import ask, stream
 
 TIME: dict[str, Any] = {
     "type": "function",
@@ -32,9 +26,6 @@ TIME: dict[str, Any] = {
         "additionalProperties": False,
     },
 }
-EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-OPEN_RESPONSES = frozenset({"frequency_penalty", "presence_penalty", "store"})
-"""Fields of a response that Open Responses requires and OpenAI's client does not know."""
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +38,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 @pytest.fixture
 def client(server: ServerProcess) -> openai.OpenAI:
     return server.client
-
-
-def ask(client: openai.OpenAI, **options: Any) -> Response:
-    request: dict[str, Any] = {"model": "bytes", "input": "Hello", "max_output_tokens": 12, "temperature": 1}
-    extra = {"seed": 7} | options.pop("extra_body", {})
-    raw = client.responses.with_raw_response.create(**request | options, extra_body=extra)
-    return validated(Response, json.loads(raw.content), known=OPEN_RESPONSES)
-
-
-def stream(client: openai.OpenAI, **options: Any) -> list[Any]:
-    request: dict[str, Any] = {"model": "bytes", "input": "Hello", "max_output_tokens": 12, "temperature": 1}
-    extra = {"seed": 7} | options.pop("extra_body", {})
-    raw = client.responses.with_raw_response.create(**request | options, extra_body=extra, stream=True)
-    found = []
-    name = ""
-    for line in raw.http_response.iter_lines():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ")
-        elif line.startswith("data: "):
-            data = json.loads(line.removeprefix("data: "))
-            assert data["type"] == name
-            found.append(validated(type(EVENTS.validate_python(data)), data, known=OPEN_RESPONSES))
-    assert [each.sequence_number for each in found] == list(range(len(found)))
-    return found
 
 
 def test_it_says_what_chat_completions_say(client: openai.OpenAI) -> None:
@@ -225,6 +192,8 @@ def test_logprobs(client: openai.OpenAI) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
+        ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),
+        ({"prompt": {"id": "pmpt_1"}}, "prompt", "invalid_value"),
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"reasoning": {"effort": "low"}}, "reasoning", "unsupported_parameter"),
         ({"input": []}, "input", "invalid_value"),
@@ -267,31 +236,41 @@ def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
         previous_response_id=None,
         tool_choice="auto",
         tools=[],
+        text={"verbosity": "medium"},
+        extra_body={
+            "access_programs": None,
+            "context_management": None,
+            "image": None,
+            "moderation": None,
+            "prompt": None,
+            "prompt_cache_options": {"mode": "implicit"},
+            "prompt_cache_retention": "24h",
+        },
     )
 
 
-def test_an_engine_that_dies_fails_the_response(tmp_path: Path) -> None:
-    """Half a minute before the end of the answer."""
-    with scripted(tmp_path / "log", "--seconds 0.02", "--max-running", "64") as server:
-        raw = server.client.responses.with_raw_response.create(
-            model="travel", input="What should I see in Paris?", max_output_tokens=1500, stream=True
-        )
-        lines = (json.loads(line.removeprefix("data: ")) for line in raw.http_response.iter_lines() if "data:" in line)
-        events: list[dict[str, Any]] = []
-        for event in lines:
-            events.append(event)
-            if len(events) == 8:
-                os.kill(server_child(server), signal.SIGKILL)
-    last = events[-1]
-    assert last["type"] == "response.failed"
-    assert last["sequence_number"] == len(events) - 1
-    failed = validated(Response, last["response"], known=OPEN_RESPONSES)
-    assert failed.status == "failed"
-    assert failed.error is not None
-    assert failed.error.code == "server_error"
-    assert failed.output_text == "".join(
-        each["delta"] for each in events if each["type"] == "response.output_text.delta"
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of the client's own items
+def test_what_the_official_client_makes_of_an_answer_can_be_sent_back(client: openai.OpenAI) -> None:
+    class Zone(pydantic.BaseModel):
+        zone: Literal["UTC", "CET"]
+
+    user: Any = {"role": "user", "content": "What time is it?"}
+    request: dict[str, Any] = {"model": "bytes", "temperature": 0, "max_output_tokens": 100}
+    said = client.responses.parse(
+        input=[user], text_format=Zone, extra_body={"logit_bias": likely(*'":}', bias=60)}, **request
     )
+    assert isinstance(said.output_parsed, Zone)
+    tools: Any = [TIME]
+    called = client.responses.parse(
+        input=[user], tools=tools, tool_choice="required", parallel_tool_calls=False, **request
+    )
+    (call,) = called.output
+    assert call.type == "function_call"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "Noon."}
+    for by_alias in (False, True):
+        items = [item.model_dump(by_alias=by_alias) for item in (*said.output, *called.output)]
+        assert ask(client, input=[user, *items, result]).output_text
+    assert ask(client, input=[user, *said.output, *called.output, result]).output_text
 
 
 def test_input_tokens_are_those_of_the_prompt(client: openai.OpenAI) -> None:

@@ -38,6 +38,7 @@ HOSTILE = {
     "a recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "the interpreter": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "a change of what it is given": "{{ messages.append(1) }}",
+    "half of a character": r"{{ '\ud800' }}",
     "a long prompt": "{{ 'a' * (2 ** 24 + 1) }}",
 }
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from loraplex.server.api.conversation import ChatMessage
+from loraplex.server.api.prompt import render
 from loraplex.server.errors import BundleInvalid, InvalidRequest
+from loraplex.server.model import Model
 from loraplex.server.text.template import ChatTemplate
 
 LLAMA_2 = """{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}
@@ -62,3 +66,18 @@ def test_a_template_may_refuse_messages() -> None:
 def test_a_template_that_cannot_work_fails_when_it_is_loaded(source: str) -> None:
     with pytest.raises(BundleInvalid, match="chat template"):
         ChatTemplate(source, {})
+
+
+async def test_a_template_gets_the_names_that_messages_have() -> None:
+    """Of those who speak; a result has the name of the function that was called."""
+    source = "{# tools: <tool_call> #}{% for m in messages %}{{ m.name or '-' }}:{{ m.content }};{% endfor %}"
+    model = Model("m", None, ChatTemplate(source, {}), (), 0, "m", "")
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    given = [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "name": "Ann", "content": "Time?"},
+        {"role": "assistant", "name": "Bob", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "Noon"},
+    ]
+    messages = msgspec.convert(given, list[ChatMessage])
+    assert await render(model, messages) == "-:Be brief;Ann:Time?;Bob:;clock:Noon;"
