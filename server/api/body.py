@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
+from loraplex.server.api.choices import choices
 from loraplex.server.api.unsupported_fields import refuse_unsupported
 from loraplex.server.errors import (
     BodyTooLarge,
@@ -30,6 +31,8 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 # msgspec's messages: https://jcristharif.com/msgspec/constraints.html
 _PATH = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
+_CHOICE = re.compile(r"Invalid (enum )?value '")
+_INDEX = re.compile(r"\[\d+\]")
 _FIELD = re.compile(r"(?P<problem>missing required|contains unknown) field `(?P<field>[^`]*)`")
 
 
@@ -59,7 +62,7 @@ async def decode(request: Request, kind: type[BodyT], limit: int) -> BodyT:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedJSON(f"The request body is not valid JSON: {error}") from None
 
@@ -69,10 +72,10 @@ def convert(value: object, kind: type[BodyT], path: str) -> BodyT:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), path) from None
+        raise _invalid(str(error), kind, path) from None
 
 
-def _invalid(message: str, within: str = "") -> InvalidRequest:
+def _invalid(message: str, kind: object, within: str = "") -> InvalidRequest:
     at = _PATH.search(message)
     path = ".".join(filter(None, (within, at["path"] if at else "")))
     problem = message[: at.start()] if at else message
@@ -82,4 +85,6 @@ def _invalid(message: str, within: str = "") -> InvalidRequest:
             return UnknownParameter(f"Unrecognized request argument supplied: {param}", param=param)
         return InvalidRequest(f"Missing required parameter: {param}", param=param)
     problem = problem.replace("`", "'")
+    if at and _CHOICE.match(problem) and (known := choices(kind, _INDEX.sub("[]", at["path"]))):
+        problem += f", give {' or '.join(map(repr, known))}"
     return InvalidRequest(f"Invalid value for {path or 'the request body'}: {problem}", param=path or None)
