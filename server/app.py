@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -71,8 +72,15 @@ def create_app(server: Serving) -> ASGIApp:
     app.state.serving = server
     # A path with a slash too many is unknown: clients follow a redirect of a POST as a GET, or drop their key.
     app.router.redirect_slashes = False
+    around: ASGIApp = app
+    if origins := server.settings.allowed_origins:
+        # A browser asks without a key whether a page may ask, which no route answers.
+        everything = ["*"]
+        around = CORSMiddleware(
+            app, origins, allow_methods=everything, allow_headers=everything, expose_headers=everything
+        )
     # Around everything, Starlette's own error handling included: an answer without its id cannot be traced.
-    return Recorded(app, server.tracing)
+    return Recorded(around, server.tracing)
 
 
 async def refuse(request: Request, error: Exception) -> Response:

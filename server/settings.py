@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -31,6 +32,9 @@ ENDPOINT = "http://localhost:4318"
 
 MOST_THREADS = 1024
 """More than any machine has cores. Each takes memory, and with too many onnxruntime crashes."""
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+"""As browsers write it, in lower case."""
 
 AtLeastOne = Annotated[int, Parameter(validator=Number(gte=1))]
 Amount = Annotated[int, Parameter(validator=Number(gte=0, lte=2**31 - 1))]
@@ -68,12 +72,21 @@ def _check_endpoint(_type: object, text: str | None) -> None:
         raise ValueError(f"It cannot be used ({error}): give a URL such as {ENDPOINT}.") from None
 
 
+def _check_origins(_type: object, origins: Sequence[str]) -> None:
+    """Raises ValueError for what no browser sends as the origin of a page (RFC 6454, 6.2)."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"{origin!r} is no origin: give such as https://chat.example.com, without a path, or *.")
+
+
 def _check_together(_type: object, settings: Settings | None) -> None:
     """Raises ValueError for settings that are each right and cannot be together."""
     if settings is None:
         return
     if settings.dev and not settings.on_loopback:
         raise ValueError(f"--dev lets anyone who reaches {settings.host} manage adapters: use --keys there.")
+    if settings.dev and "*" in settings.allowed_origins:
+        raise ValueError("--dev lets pages of --allowed-origins manage adapters: name them instead of *.")
     if settings.ssl_keyfile and not settings.ssl_certfile:
         raise ValueError("--ssl-keyfile needs --ssl-certfile.")
     if settings.engine == "batched" and settings.device == "cuda":
@@ -163,6 +176,12 @@ class Settings:
 
     dev: bool = False
     "Let anyone manage adapters, on a loopback address only."
+
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Parameter(consume_multiple=True, negative="", show_default=False, validator=_check_origins),
+    ] = ()
+    "Web pages that browsers let ask this server, such as https://chat.example.com; * is every page."
 
     adapter_dir: NonEmptyPath | None = None
     "Folder that adapters are loaded from while the server runs: those that appear in it, and those asked for."

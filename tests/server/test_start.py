@@ -70,6 +70,8 @@ def test_every_setting_is_known() -> None:
         ("--host", "", "It is empty"),
         ("--keys", "", "It is empty"),
         ("--state-dir", "", "It is empty"),
+        ("--allowed-origins", "https://chat.example.com/", "is no origin"),
+        ("--allowed-origins", "chat.example.com", "is no origin"),
         ("--otlp-endpoint", "localhost:4318", "no http:// or https:// URL"),
         ("--otlp-endpoint", "http://", "it has no host"),
         ("--otlp-endpoint", "http://[::1", "Invalid IPv6 URL"),
@@ -98,6 +100,7 @@ def test_values_out_of_range_name_their_flag(
     ("flags", "reason"),
     [
         (["--dev", "--host", "0.0.0.0"], "--dev lets anyone who reaches 0.0.0.0 manage adapters: use --keys there."),
+        (["--dev", "--allowed-origins", "*"], "--dev lets pages of --allowed-origins manage adapters: name them"),
         (["--ssl-keyfile", "key.pem"], "--ssl-keyfile needs --ssl-certfile."),
         (["--engine", "batched", "--device", "cuda"], "--engine batched runs on the CPU: add --device cpu"),
         (["--state-dir", "kept", "--adapter-dir", "kept/.."], None),
