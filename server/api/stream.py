@@ -94,8 +94,8 @@ class EventStream(EventSourceResponse):
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Two tasks besides this one. sse-starlette's task group has one for each thing to wait for, which costs a third
-        # of a request.
+        # Two tasks besides this one. sse-starlette's task group has one for each thing to wait for, which costs a
+        # quarter of a request.
         outlet = self._writer.outlet = Outlet.of(scope)
         telling = asyncio.create_task(self._tell_all())
         telling.add_done_callback(self._all_told)
