@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from loraplex.bench.errors import INTERRUPTED, Interrupted, OptionsInvalid
-from loraplex.bench.lanes.engine_table import tables
+from loraplex.bench.lanes.engine_table import LaneName, tables
 from loraplex.bench.load.flags import AtLeastOne, Flag, NotNegative, Several
 from loraplex.bench.results.output import prepare
 from loraplex.bench.results.result_file import write
@@ -24,9 +24,7 @@ def engine(
     bundle: Path,
     /,
     *,
-    lane: Annotated[
-        tuple[Literal["batched", "generator", "routed"], ...], Parameter(consume_multiple=True, negative="")
-    ] = (),
+    lane: Annotated[tuple[LaneName, ...], Parameter(consume_multiple=True, negative="")] = (),
     adapters: Numbers = (),
     concurrency: Numbers = (1, 8),
     input_len: AtLeastOne = 64,

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from loraplex.bench.errors import Interrupted, OptionsInvalid
+from loraplex.bench.lanes.engine_table import LaneName
 from loraplex.bench.lanes.random_adapter import with_random_adapters
 from loraplex.bench.lanes.wave import Ask, in_lane, over_http, prompts
 from loraplex.bench.load.benchmark import reckon
@@ -37,7 +38,6 @@ from loraplex.server.engine.lane import Lane
 from loraplex.server.engine.messages import Device, Weights
 from loraplex.server.settings import Settings
 
-LaneName = Literal["batched", "generator", "routed"]
 Server = tuple[str, int]
 """URL and process id."""
 RANDOM_ADAPTERS = 8

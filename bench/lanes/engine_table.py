@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Literal
 
 from loraplex.bench.results.result import Run
 from loraplex.bench.table import markdown
 
+LaneName = Literal["batched", "generator", "routed"]
 FEWEST_ROUNDS = 3
 """Of which a median ratio stands out in bold: with fewer, one of them that was disturbed is the result."""
 Key = tuple[str, str, int, int]

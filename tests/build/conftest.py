@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from loraplex.server.bundle import Bundle
+from loraplex.server.bundle import Base, Bundle
 from tests.build.command import BuildHere
 from tests.checkpoints import make_adapter, make_checkpoint
 from tests.cli import Cli
@@ -55,6 +56,18 @@ def built(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     }
     bundle = build_bundle(checkpoint, peft, folder / "bundle", name="tiny", precision="float32")
     return Built(bundle, checkpoint, peft)
+
+
+@pytest.fixture
+def base(built: Built) -> Base:
+    """What the bundle says of its base."""
+    return built.bundle.manifest.base
+
+
+@pytest.fixture
+def peft(built: Built, tmp_path: Path) -> Path:
+    """A copy of a good adapter, to be spoiled."""
+    return Path(shutil.copytree(built.peft["four"], tmp_path / "peft"))
 
 
 @pytest.fixture(scope="package")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import msgspec
@@ -18,17 +17,6 @@ from tests.build.conftest import Built
 from tests.checkpoints import LINEARS, make_adapter, make_checkpoint, quiet
 
 PREFIX = "base_model.model.model.layers.0"
-
-
-@pytest.fixture
-def base(built: Built) -> Base:
-    return built.bundle.manifest.base
-
-
-@pytest.fixture
-def peft(built: Built, tmp_path: Path) -> Path:
-    """A copy of a good adapter, to be spoiled."""
-    return Path(shutil.copytree(built.peft["four"], tmp_path / "peft"))
 
 
 def change_config(peft: Path, **fields: object) -> None:

@@ -26,11 +26,6 @@ Tensors = dict[str, npt.NDArray[np.generic]]
 
 
 @pytest.fixture
-def base(built: Built) -> Base:
-    return built.bundle.manifest.base
-
-
-@pytest.fixture
 def folder(built: Built, tmp_path: Path) -> Path:
     """A copy of a good adapter, to be spoiled."""
     return Path(shutil.copytree(built.bundle.adapter("four"), tmp_path / "four"))

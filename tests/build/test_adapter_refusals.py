@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,8 @@ import pytest
 from loraplex.build.adapter import convert
 from loraplex.server.bundle import Base
 from loraplex.server.errors import AdapterInvalid
-from tests.build.conftest import Built
 from tests.build.test_adapter import PREFIX, change_config
 from tests.checkpoints import make_adapter
-
-
-@pytest.fixture
-def base(built: Built) -> Base:
-    return built.bundle.manifest.base
-
-
-@pytest.fixture
-def peft(built: Built, tmp_path: Path) -> Path:
-    """A copy of a good adapter, to be spoiled."""
-    return Path(shutil.copytree(built.peft["four"], tmp_path / "peft"))
 
 
 def change_weights(peft: Path, change: Callable[[dict[str, Any]], object]) -> None:

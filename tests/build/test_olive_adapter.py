@@ -90,11 +90,6 @@ def olive(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Olive:
     return Olive(folder, phi, phi_checkpoint)
 
 
-@pytest.fixture
-def base(built: Built) -> Base:
-    return built.bundle.manifest.base
-
-
 def weights(folder: Path, name: str) -> dict[str, npt.NDArray[np.float32]]:
     from onnxruntime import AdapterFormat
 

@@ -22,11 +22,6 @@ from tests.checkpoints import Family, make_adapter, make_checkpoint, quiet, refe
 PROMPT = [0] + [8 + 7 * position % 150 for position in range(20)]
 
 
-@pytest.fixture
-def base(built: Built) -> Base:
-    return built.bundle.manifest.base
-
-
 @pytest.fixture(scope="session")
 def config(checkpoint: Path) -> dict[str, Any]:
     fields: dict[str, Any] = json.loads((checkpoint / "config.json").read_bytes())
